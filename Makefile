@@ -1,0 +1,18 @@
+# One command for people, pre-commit and CI.
+.PHONY: check format lint types test
+
+check: lint types test
+
+format:
+	ruff format src tests zoo benchmarks
+	ruff check --fix src tests zoo benchmarks
+
+lint:
+	ruff format --check src tests zoo benchmarks
+	ruff check src tests zoo benchmarks
+
+types:
+	mypy
+
+test:
+	python -m pytest

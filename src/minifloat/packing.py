@@ -1,0 +1,52 @@
+"""Codes to bytes and back: dense, little-endian, every row on a byte of its own.
+
+Code i of a row takes bits [i * bits, (i + 1) * bits) of the row's bit string, lowest bit first. At
+4 bits the even column is the low nibble, at 6 bits four codes fill three bytes: the order of
+compressed-tensors, ModelOpt and Humming. Kernels repack from here when they are picked.
+"""
+
+import torch
+from torch import Tensor
+
+from minifloat.errors import UserError
+
+
+def packed_width(columns: int, bits: int) -> int:
+    """Bytes of a row of codes."""
+    return -(-columns * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [R, C], each below 2^bits, as bytes [R, ceil(C * bits / 8)]."""
+    rows, columns = codes.shape
+    if bits == 8:
+        return codes.contiguous()
+    octets = torch.nn.functional.pad(codes, (0, -columns % 8)).reshape(rows, -1, 8)
+    word = torch.zeros(octets.shape[:2], dtype=torch.int64, device=codes.device)
+    for i in range(8):
+        word |= octets[..., i].long() << (bits * i)
+    parts = torch.stack([(word >> (8 * j)) & 255 for j in range(bits)], dim=-1)
+    return parts.to(torch.uint8).reshape(rows, -1)[:, : packed_width(columns, bits)].contiguous()
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The uint8 codes [R, columns] of `pack`."""
+    if bits == 8:
+        return packed
+    if packed.shape[1] != packed_width(columns, bits):
+        raise UserError(
+            f"a row of {columns} codes of {bits} bits takes {packed_width(columns, bits)} bytes, "
+            f"but the tensor has {packed.shape[1]}"
+        )
+    if bits == 4:
+        pairs = torch.stack((packed & 15, packed >> 4), dim=-1)
+        return pairs.reshape(packed.shape[0], -1)[:, :columns]
+    groups = -(-columns // 8)
+    padded = torch.nn.functional.pad(packed, (0, groups * bits - packed.shape[1]))
+    parts = padded.reshape(packed.shape[0], groups, bits).long()
+    word = torch.zeros(parts.shape[:2], dtype=torch.int64, device=packed.device)
+    for j in range(bits):
+        word |= parts[..., j] << (8 * j)
+    mask = 2**bits - 1
+    codes = torch.stack([(word >> (bits * i)) & mask for i in range(8)], dim=-1)
+    return codes.to(torch.uint8).reshape(packed.shape[0], -1)[:, :columns]

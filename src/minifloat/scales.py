@@ -1,0 +1,190 @@
+"""Scales: the range of a tile, and the stored number that it becomes.
+
+R, C are a matrix's rows and columns, T and U the tiles along them. A range is a clip value c per tile
+(card 0.2: choosing c is choosing a real exponent bias); `fit` turns it into the scale s = c / max as
+it is stored: rounded to the scale's format, kept positive (an all-zero tile gets the smallest
+scale, so nothing divides by zero), and with an outer scale where the spec has one.
+
+Sources: percentile clipping; the 111-point MSE search of Kuzmin et al. (arXiv 2208.09225), here over
+formats as well; power-of-two rules M1 and M2 of ZeroQuant-FP (arXiv 2307.09782): M1 is an E8M0
+scale rounded up, M2 a `POW4` ratio under one real scale a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minifloat.errors import UserError
+from minifloat.formats import Format
+from minifloat.rounding import Direction, decode, encode, round_power_of_two, round_to
+from minifloat.spec import QuantSpec
+
+# Shrink factors of the reference search: 111 points from 0.1 to 1.2 of the largest magnitude.
+FULL_GRID = tuple(0.1 + 0.01 * i for i in range(111))
+# Where the optimum lies for 4-bit groups and channels; above 1 lets NVFP4 put its maximum on 4.
+SHORT_GRID = tuple(0.5 + 0.025 * i for i in range(41))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Stored scales of a matrix.
+
+    Attributes:
+        stored: [T, U] in the scale's native dtype, or uint8 codes of its format.
+        outer: stored scales of the scales, or None.
+        zero: [T, U] uint8 zero points, or None.
+    """
+
+    stored: Tensor
+    outer: Tensor | None = None
+    zero: Tensor | None = None
+
+    def values(self, spec: QuantSpec) -> Tensor:
+        """float32 [T, U]: what the codes of each tile are multiplied by."""
+        fmt = spec.scale_format
+        inner = self.stored.float() if fmt.is_native else decode(self.stored, fmt)
+        if spec.outer is None or self.outer is None:
+            return inner
+        return inner * expand(self.outer.float(), inner.shape, spec.outer.tile)
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """A weight [out, ...] as [out, rest]; an activation [..., features] as [tokens, features]."""
+    return x.reshape(x.shape[0], -1) if x.ndim != 1 else x.reshape(1, -1)
+
+
+def tiled(x: Tensor, tile: tuple[int, int]) -> Tensor:
+    """A matrix [R, C] as [T, r, U, c]; a ragged end is filled with zeros."""
+    rows, columns = x.shape
+    r = rows if tile[0] == -1 else min(tile[0], rows)
+    c = columns if tile[1] == -1 else min(tile[1], columns)
+    pad = (-columns % c, -rows % r)
+    if any(pad):
+        x = torch.nn.functional.pad(x, (0, pad[0], 0, pad[1]))
+    return x.reshape(x.shape[0] // r, r, x.shape[1] // c, c)
+
+
+def untiled(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `tiled`: [T, r, U, c] back to [R, C]."""
+    return x.reshape(x.shape[0] * x.shape[1], -1)[: shape[0], : shape[1]]
+
+
+def expand(values: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> Tensor:
+    """One value a tile [T, U] to one an element [R, C]."""
+    for axis, size in enumerate(tile):
+        if size not in (1, -1):
+            values = values.repeat_interleave(size, axis).narrow(axis, 0, shape[axis])
+    return values.expand(shape[0], shape[1])
+
+
+def amax_range(x: Tensor, spec: QuantSpec) -> Tensor:
+    """The largest magnitude of each tile of [R, C], as [T, U]."""
+    return tiled(x.float(), spec.tile).abs().amax((1, 3))
+
+
+def percentile_range(x: Tensor, spec: QuantSpec, percentile: float) -> Tensor:
+    """The given percentile (0 to 100) of the magnitudes of each tile, as [T, U]."""
+    if not 0 < percentile <= 100:
+        raise UserError(f"a percentile lies in (0, 100], not {percentile}")
+    parts = tiled(x.float(), spec.tile).abs().transpose(1, 2).flatten(2)
+    rank = max(1, round(percentile / 100 * parts.shape[2]))
+    return parts.kthvalue(rank, dim=2).values
+
+
+def search_range(
+    x: Tensor,
+    spec: QuantSpec,
+    grid: Sequence[float] = SHORT_GRID,
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The clip value of each tile that gives the least squared error over a grid of shrink factors.
+
+    Args:
+        x: matrix [R, C].
+        spec: its spec; errors are taken with the scale as it will be stored.
+        grid: factors of the largest magnitude.
+        weight: importance of the columns [C], such as the diagonal of a Hessian.
+
+    Returns:
+        [T, U] clip values, never worse than the plain maximum if the grid holds 1.
+    """
+    x = x.float()
+    amax = amax_range(x, spec)
+    outer = fit(amax, spec).outer
+    parts = tiled(x, spec.tile)
+    importance = None if weight is None else tiled(weight.float().expand_as(x), spec.tile)
+    best, least = amax.clone(), torch.full_like(amax, torch.inf)
+    for factor in grid:
+        scale = fit(amax * factor, spec, outer=outer).values(spec)[:, None, :, None]
+        error = (round_to(parts / scale, spec.format) * scale).sub_(parts).square_()
+        if importance is not None:
+            error = error * importance
+        loss = error.sum((1, 3))
+        better = loss < least
+        best, least = torch.where(better, amax * factor, best), torch.where(better, loss, least)
+    return best
+
+
+def choose_format(
+    x: Tensor, spec: QuantSpec, candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID
+) -> tuple[QuantSpec, Tensor]:
+    """The format and clip values with the least squared error: formats x grid (card 1b, step 1)."""
+    best: tuple[float, QuantSpec, Tensor] | None = None
+    for fmt in candidates:
+        option = replace(spec, format=fmt)
+        clip = search_range(x, option, grid)
+        scale = expand(fit(clip, option).values(option), x.shape, option.tile)
+        error = float((round_to(x.float() / scale, fmt) * scale - x).square().sum())
+        if best is None or error < best[0]:
+            best = (error, option, clip)
+    if best is None:
+        raise UserError("choosing a format needs at least one candidate")
+    return best[1], best[2]
+
+
+def fit(clip: Tensor, spec: QuantSpec, *, outer: Tensor | None = None) -> Scale:
+    """Stored scales for symmetric clip values [T, U]; `outer` fixes the outer scale."""
+    raw = clip.double() / spec.format.max
+    fmt = spec.scale_format
+    if spec.outer is None:
+        return Scale(_store(raw, clip, spec, fmt))
+    if outer is None:
+        peak = amax_range(raw, spec.outer).double() / fmt.max
+        outer = _store_real(peak, spec.outer.scale_format)
+    ratio = raw / expand(outer.double(), raw.shape, spec.outer.tile)
+    return Scale(_store(ratio, ratio * spec.format.max, spec, fmt), outer)
+
+
+def fit_asymmetric(x: Tensor, spec: QuantSpec) -> Scale:
+    """Scales and zero points from the minimum and maximum of each tile (0 is always inside)."""
+    parts = tiled(x.float(), spec.tile)
+    low = parts.amin((1, 3)).clamp(max=0)
+    high = parts.amax((1, 3)).clamp(min=0)
+    stored = _store((high - low).double() / spec.format.max, high - low, spec, spec.scale_format)
+    scale = Scale(stored).values(spec)
+    zero = (-low / scale).round().clamp(0, spec.format.max).to(torch.uint8)
+    return Scale(stored, None, zero)
+
+
+def _store(raw: Tensor, clip: Tensor, spec: QuantSpec, fmt: Format) -> Tensor:
+    """Real scales as the dtype or the codes of their format, by the spec's rounding rule."""
+    if fmt.is_native:
+        return _store_real(raw, fmt)
+    if not fmt.is_power_of_two:
+        return encode(raw.clamp(min=fmt.step), fmt)
+    direction: Direction = "nearest"
+    if spec.scale_rounding == "ocp":  # exact in the magnitude itself, not in the quotient
+        raw, direction = torch.ldexp(clip.double(), torch.tensor(-spec.format.max_exponent)), "down"
+    elif spec.scale_rounding in ("up", "down"):
+        direction = spec.scale_rounding  # type: ignore[assignment]  # narrowed by the test
+    return encode(round_power_of_two(raw.clamp(min=fmt.min), fmt, direction), fmt)
+
+
+def _store_real(raw: Tensor, fmt: Format) -> Tensor:
+    """Real scales as fp32, fp16 or bf16, kept within the normal numbers."""
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[fmt.name]
+    tiny = 2.0**fmt.min_exponent
+    return raw.clamp(tiny, fmt.max).to(dtype)

@@ -1,0 +1,40 @@
+"""Train one model of the zoo: `python -m zoo.train llama-tiny --out DIR`.
+
+Why this file exists: one command for every model, so that a card can name the command that made
+it. A model is a function (options) -> None in the dict below; a new one is one line and one file.
+"""
+
+import argparse
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from zoo import corpora, llama_tiny
+
+RECIPES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "llama-tiny": llama_tiny.train,
+}
+
+
+def find(name: str) -> Callable[[argparse.Namespace], None]:
+    """Return the function that trains `name`, or say which names are close to it."""
+    if name in RECIPES:
+        return RECIPES[name]
+    close = difflib.get_close_matches(name, RECIPES, cutoff=0.4) or sorted(RECIPES)
+    raise SystemExit(f"no model '{name}' in the zoo; did you mean {' or '.join(close)}?")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train a model of the zoo from scratch, or go on with a run that was stopped."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.train", description=main.__doc__)
+    parser.add_argument("name", help=", ".join(RECIPES))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, help="length of the schedule (default: the recipe's)")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in out")
+    parser.add_argument("--cache", type=Path, default=corpora.DEFAULT_CACHE, help="corpora folder")
+    options = parser.parse_args(arguments)
+    find(options.name)(options)
+
+
+if __name__ == "__main__":
+    main()
