@@ -33,9 +33,10 @@ class Plan:
         for pattern, _ in self.rules:
             if not any(fnmatchcase(name, pattern) for name in layers):
                 raise UserError(_no_match(pattern, layers))
-        return {name: self._first(name) for name in layers}
+        return {name: self.spec_of(name) for name in layers}
 
-    def _first(self, name: str) -> LayerSpec | None:
+    def spec_of(self, name: str) -> LayerSpec | None:
+        """What the first matching rule says of one layer."""
         return next((spec for pattern, spec in self.rules if fnmatchcase(name, pattern)), None)
 
     def to_json(self) -> dict[str, Any]:

@@ -93,14 +93,14 @@ def percentile_range(x: Tensor, spec: QuantSpec, percentile: float) -> Tensor:
     return parts.kthvalue(rank, dim=2).values
 
 
-def search_range(
+def search_scale(
     x: Tensor,
     spec: QuantSpec,
     grid: Sequence[float] = SHORT_GRID,
     *,
     weight: Tensor | None = None,
-) -> Tensor:
-    """The clip value of each tile that gives the least squared error over a grid of shrink factors.
+) -> Scale:
+    """The scales of least squared error over a grid of shrink factors of each tile's maximum.
 
     Args:
         x: matrix [R, C].
@@ -109,7 +109,8 @@ def search_range(
         weight: importance of the columns [C], such as the diagonal of a Hessian.
 
     Returns:
-        [T, U] clip values, never worse than the plain maximum if the grid holds 1.
+        Scales, never worse than those of the plain maximum if the grid holds 1. An outer scale is
+        that of the maxima.
     """
     x = x.float()
     amax = amax_range(x, spec)
@@ -125,21 +126,21 @@ def search_range(
         loss = error.sum((1, 3))
         better = loss < least
         best, least = torch.where(better, amax * factor, best), torch.where(better, loss, least)
-    return best
+    return fit(best, spec, outer=outer)
 
 
 def choose_format(
     x: Tensor, spec: QuantSpec, candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID
-) -> tuple[QuantSpec, Tensor]:
-    """The format and clip values with the least squared error: formats x grid (card 1b, step 1)."""
-    best: tuple[float, QuantSpec, Tensor] | None = None
+) -> tuple[QuantSpec, Scale]:
+    """The format and scales with the least squared error: formats x grid (card 1b, step 1)."""
+    best: tuple[float, QuantSpec, Scale] | None = None
     for fmt in candidates:
         option = replace(spec, format=fmt)
-        clip = search_range(x, option, grid)
-        scale = expand(fit(clip, option).values(option), x.shape, option.tile)
+        found = search_scale(x, option, grid)
+        scale = expand(found.values(option), x.shape, option.tile)
         error = float((round_to(x.float() / scale, fmt) * scale - x).square().sum())
         if best is None or error < best[0]:
-            best = (error, option, clip)
+            best = (error, option, found)
     if best is None:
         raise UserError("choosing a format needs at least one candidate")
     return best[1], best[2]

@@ -1,0 +1,1 @@
+"""Statistics of activations, and the walk over blocks that feeds passes."""

@@ -1,0 +1,207 @@
+"""The command line: quantize, evaluate, show, demo.
+
+Mistakes are answered with one sentence and exit code 2. Heavy imports wait inside the commands, so
+that `--help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from minifloat.errors import UserError
+
+if TYPE_CHECKING:
+    from minifloat.calibrate.walk import Window
+    from minifloat.job import Job
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")
+]
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A folder, a hub name or a GGUF file.")],
+    method: Annotated[str, typer.Option(help="See 'minifloat show methods'.")] = "zeroquant-fp",
+    data: Annotated[Path | None, typer.Option(help="Calibration text (UTF-8).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the packed checkpoint.")] = Path("quantized"),
+    plan: Annotated[Path | None, typer.Option(help="A plan in JSON instead of the method's.")] = None,
+    setting: Setting = None,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration windows.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
+    evaluate: Annotated[int, typer.Option(help="Held-out tokens to judge on; 0 for none.")] = 4096,
+) -> None:
+    """Quantize a model, judge the result and write a packed checkpoint with its report."""
+    from minifloat.job import Job
+
+    settings = _settings(setting or [])
+    _quantize(
+        Job(model, out, method, settings, data, plan, seed, device, samples, length, evaluate)
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the packed checkpoint.")] = Path(
+        "minifloat-demo"
+    ),
+) -> None:
+    """Quantize SmolLM2-135M to FP4 weights and FP8 activations and show that it is still good."""
+    from minifloat.demo import demo_model
+    from minifloat.job import Job
+
+    console.print("SmolLM2-135M-Instruct: reading it takes a minute (GGUF, tokenizer).")
+    _quantize(Job(str(demo_model()), out, samples=16))
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[str, typer.Argument(help="A quantized checkpoint.")],
+    against: Annotated[str, typer.Option(help="The full-precision model.")],
+    tokens: Annotated[int, typer.Option(help="Held-out tokens.")] = 4096,
+    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
+    data: Annotated[Path | None, typer.Option(help="Held-out text (UTF-8).")] = None,
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")] = "",
+) -> None:
+    """Compare a quantized checkpoint with its full-precision model on held-out text."""
+    from minifloat.evaluate.compare import compare
+    from minifloat.layers import weights_held
+    from minifloat.models.load import load_model, read_tokens
+
+    reference, _ = load_model(against)
+    model, tokenizer = load_model(folder)
+    held_out = read_tokens(tokenizer, data, default="heldout")[:tokens]
+    with weights_held(model):
+        metrics = compare(reference, model, held_out, window=length)
+        _print_metrics({"metrics": metrics})
+        if tasks:
+            from minifloat.evaluate.harness import tasks as run_tasks
+
+            console.print_json(json.dumps(run_tasks(model, tokenizer, tasks.split(",")), default=str))
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="A checkpoint's folder, 'formats' or 'methods'.")],
+) -> None:
+    """Show a checkpoint's layers, or all formats, or all methods."""
+    if what == "formats":
+        _show_formats()
+    elif what == "methods":
+        _show_methods()
+    else:
+        _show_folder(Path(what))
+
+
+def main() -> None:
+    """Entry point: runs the command and turns a user's mistake into one sentence and code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"minifloat: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _settings(pairs: list[str]) -> tuple[tuple[str, str], ...]:
+    settings = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set takes KEY=VALUE, not {pair!r}")
+        settings.append((key, value))
+    return tuple(settings)
+
+
+def _quantize(job: "Job") -> None:
+    from minifloat.job import run
+    from minifloat.report import human_bytes
+
+    report = run(job, _progress)
+    _print_metrics(report)
+    size, seconds = report["size"], report["seconds"]
+    console.print(
+        f"{human_bytes(size['before'])} -> {human_bytes(size['after'])}, "
+        f"quantized in {seconds['quantize']:.0f} s, "
+        f"peak memory {human_bytes(report['peak_memory'])}"
+    )
+    console.print(f"checkpoint: {job.out}\nreport:     {job.out / 'report.html'}")
+
+
+def _progress(windows: Iterable["Window"], total: int) -> Iterable["Window"]:
+    """Wrap the walk in a progress bar with the time left and the peak memory."""
+    import resource
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[memory]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("quantizing", total=total, memory="")
+        for window in windows:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            note = f"peak {peak:.1f} GiB"
+            bar.update(task, advance=1, description=window.name, memory=note)
+            yield window
+
+
+def _print_metrics(report: dict[str, Any]) -> None:
+    from minifloat.report import summary_table
+
+    table = Table("", "full precision", "quantized", "change")
+    for row in summary_table(report):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _show_formats() -> None:
+    from minifloat.formats import FORMATS
+
+    table = Table("name", "bits", "max", "smallest", "values")
+    for name, fmt in FORMATS.items():
+        values = "-" if fmt.is_native else str(len({v for v in fmt.values if v == v}))
+        table.add_row(name, str(fmt.bits), f"{fmt.max:g}", f"{fmt.step:g}", values)
+    console.print(table)
+    console.print("Any other: e3m1, unsigned ue4m4, bias e4m3b11, top e4m3.finite|.nan|.ieee")
+
+
+def _show_methods() -> None:
+    import inspect
+
+    from minifloat.methods import METHODS
+
+    for name, function in METHODS.items():
+        console.print(f"[bold]{name}[/bold]  {(function.__doc__ or '').splitlines()[0]}")
+        for parameter in inspect.signature(function).parameters.values():
+            console.print(f"    --set {parameter.name}={parameter.default}", highlight=False)
+
+
+def _show_folder(folder: Path) -> None:
+    path = folder / "report.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no minifloat checkpoint: it has no report.json")
+    report = json.loads(path.read_text())
+    table = Table("parameter", "shape", "weight", "input", "bits", "SQNR dB")
+    for row in report["ledger"]:
+        shape = "x".join(str(size) for size in row["shape"])
+        sqnr = f"{row['weight_sqnr']:.1f}" if row.get("weight_sqnr") else ""
+        kind = row["weight"] or f"kept: {row['reason']}"
+        table.add_row(row["name"], shape, kind, row["input"] or "", f"{row['bits']:.2f}", sqnr)
+    console.print(table)
+    if report.get("metrics"):
+        _print_metrics(report)

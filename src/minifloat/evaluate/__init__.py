@@ -1,0 +1,1 @@
+"""What quantization costs: perplexity, distance to the full-precision model, benchmark tasks."""

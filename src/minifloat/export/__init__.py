@@ -1,0 +1,1 @@
+"""Writers of checkpoints, one contract a file."""

@@ -1,0 +1,95 @@
+"""minifloat's own checkpoint: a transformers folder whose safetensors hold packed layers.
+
+config.json gains `quantization_config` with the plan and the packed layers' names and ranks. The
+folder is written under a temporary name beside its place and renamed when it is whole, so a kill or
+a full disk leaves nothing under the final name.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from torch import Tensor, nn
+
+from minifloat.errors import UserError
+from minifloat.layers import QLinear
+from minifloat.plan import Plan
+
+QUANT_METHOD = "minifloat"
+_SHARD = "4GB"
+
+
+def quantization_config(model: nn.Module, plan: Plan) -> dict[str, Any]:
+    """What a loader needs: the plan, and every packed layer with the rank of its branch."""
+    layers = {n: m.rank for n, m in model.named_modules() if isinstance(m, QLinear)}
+    return {"quant_method": QUANT_METHOD, "format_version": 1, **plan.to_json(), "layers": layers}
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its final name only if the block ends without an error.
+
+    Raises:
+        UserError: the final name is taken by something that is not a checkpoint of ours, or the
+            disk is full.
+    """
+    if folder.exists() and not _replaceable(folder):
+        raise UserError(f"{folder} exists and is not a minifloat checkpoint; name another folder")
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty or was written by us."""
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or (folder / "report.json").is_file()
+
+
+def save(model: nn.Module, plan: Plan, folder: Path) -> int:
+    """Write config and tensors of a quantized transformers model; returns the tensors' bytes."""
+    from huggingface_hub import save_torch_state_dict
+
+    config = model.config.to_dict()  # type: ignore[operator,union-attr]  # a transformers model
+    config["quantization_config"] = quantization_config(model, plan)
+    config["architectures"] = [type(model).__name__]
+    state = _untied(model)
+    try:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_torch_state_dict(state, str(folder), max_shard_size=_SHARD)
+    except OSError:
+        raise
+    except Exception as error:  # safetensors reports a full disk as its own error type
+        if "No space" in str(error) or "os error" in str(error):
+            raise OSError(28, str(error)) from error
+        raise
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(str(folder))
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def _untied(model: nn.Module) -> dict[str, Tensor]:
+    """The state without second names of one tensor (tied embeddings), which the model re-ties."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        state[name] = tensor.contiguous()
+    return state

@@ -1,0 +1,75 @@
+"""Registration with transformers: after `import minifloat`, `from_pretrained` reads our folders.
+
+Loading swaps empty `QLinear` modules in before the weights arrive by their names.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from minifloat.errors import UserError
+from minifloat.export.native import QUANT_METHOD
+from minifloat.layers import QLinear
+from minifloat.plan import Plan
+
+def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
+    """Put empty packed layers where a checkpoint of ours has them."""
+    plan = Plan.from_json({"rules": config["rules"]})
+    for name, rank in config["layers"].items():
+        try:
+            old = model.get_submodule(name)
+        except AttributeError:
+            raise UserError(f"the checkpoint has a layer {name!r}, but the model has none") from None
+        spec = plan.spec_of(name)
+        if not isinstance(old, nn.Linear) or spec is None:
+            raise UserError(f"{name} is packed in the checkpoint, but not by its own plan")
+        bias = old.bias is not None
+        with old.weight.device:
+            layer = QLinear(
+                old.in_features, old.out_features, spec, bias=bias, rank=rank, dtype=old.weight.dtype
+            )
+        model.set_submodule(name, layer)
+
+
+def register(auto: ModuleType) -> None:
+    """Add our quantizer to `transformers.quantizers.auto`, once."""
+    if QUANT_METHOD in auto.AUTO_QUANTIZER_MAPPING:
+        return
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    @auto.register_quantization_config(QUANT_METHOD)  # type: ignore[untyped-decorator]
+    class MinifloatConfig(QuantizationConfigMixin):  # type: ignore[misc]
+        """The `quantization_config` of our config.json."""
+
+        def __init__(self, **fields: Any) -> None:
+            self.quant_method = QUANT_METHOD
+            self.fields = {key: fields[key] for key in ("rules", "layers")}
+
+        @classmethod
+        def from_dict(cls, data: dict[str, Any], **_: Any) -> "MinifloatConfig":
+            return cls(**data)
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"quant_method": QUANT_METHOD, "format_version": 1, **self.fields}
+
+    @auto.register_quantizer(QUANT_METHOD)  # type: ignore[untyped-decorator]
+    class MinifloatQuantizer(HfQuantizer):  # type: ignore[misc]
+        """Loads packed checkpoints; quantizing is `minifloat.quantize`'s."""
+
+        requires_calibration = True
+
+        def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+            super().__init__(quantization_config, **kwargs)
+            self.pre_quantized = True
+
+        def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+            swap_in(model, self.quantization_config.fields)
+
+        def is_serializable(self) -> bool:
+            return True
+
+        @property
+        def is_trainable(self) -> bool:
+            return False

@@ -1,0 +1,1 @@
+"""The ops that packed layers run through, and the rows that can run them."""

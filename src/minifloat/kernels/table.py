@@ -1,0 +1,41 @@
+"""One table of kernels: rows best first, the reference last, and `pick` to choose.
+
+Set MINIFLOAT_KERNEL to a row's name to force it. Fast rows join this table; nothing else changes.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minifloat.errors import unknown
+from minifloat.kernels import reference
+from minifloat.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row: which op it runs, on which device type ('*' for any), and for which specs."""
+
+    op: str
+    name: str
+    device: str
+    accepts: Callable[[LayerSpec], bool]
+    run: Callable[..., Any]
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
+)
+
+
+def pick(op: str, spec: LayerSpec, device: str) -> Kernel:
+    """The first row that runs this op for this spec on this device."""
+    rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
+    forced = os.environ.get("MINIFLOAT_KERNEL")
+    if forced:
+        rows = [row for row in rows if row.name == forced]
+    for row in rows:
+        if row.accepts(spec):
+            return row
+    raise unknown(f"kernel for {op} on {device}", forced or op, {row.name for row in KERNELS})

@@ -1,0 +1,147 @@
+"""The driver: a method is a plan and passes; `quantize` walks a model with them and keeps the ledger."""
+
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minifloat.calibrate.stats import linears
+from minifloat.calibrate.walk import Pass, Window, walk
+from minifloat.errors import UserError
+from minifloat.layers import QLinear
+from minifloat.models.adapter import Adapter
+from minifloat.models.llama import LlamaAdapter
+from minifloat.plan import Plan
+from minifloat.spec import LayerSpec
+
+Progress = Callable[[Iterable[Window], int], Iterable[Window]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published system as a plan and a list of passes."""
+
+    name: str
+    paper: str
+    plan: Plan
+    passes: tuple[Pass, ...]
+
+
+def quantize(
+    model: nn.Module,
+    method: Method,
+    batches: Sequence[Tensor],
+    *,
+    adapter: Adapter | None = None,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+    budget: int = 4 << 30,
+) -> dict[str, Any]:
+    """Quantize a model in place and return the report of the run.
+
+    Args:
+        model: the full-precision model.
+        method: what to do.
+        batches: calibration batches.
+        adapter: how to walk the model; chosen by its shape if None.
+        plan: takes the place of the method's own plan.
+        progress: wraps the windows as they finish (their number is the second argument).
+        budget: bytes of activations to keep in memory.
+
+    Returns:
+        The report: ledger of every parameter, sizes, plan and times (see `report.py`).
+    """
+    if not batches:
+        raise UserError("calibration needs at least one batch")
+    adapter = LlamaAdapter() if adapter is None else adapter
+    plan = method.plan if plan is None else plan
+    blocks = adapter.blocks(model)
+    names = [name for prefix, block in blocks.items() for name in linears(block, prefix)]
+    specs = plan.resolve(names)
+    before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
+    started = time.perf_counter()
+    windows: Iterable[Window] = walk(model, adapter, batches, specs, method.passes, budget=budget)
+    outcome: dict[str, dict[str, Any]] = {}
+    block_sqnr: list[tuple[str, float]] = []
+    for window in progress(windows, len(blocks)) if progress else windows:
+        outcome.update(window.outcome)
+        block_sqnr.append((window.name, window.block_sqnr))
+    ledger = _ledger(model, before, specs, outcome)
+    _refuse_collapse(ledger)
+    return {
+        "minifloat": version("minifloat"),
+        "method": method.name,
+        "paper": method.paper,
+        "plan": plan.to_json(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "ledger": ledger,
+        "size": {
+            "before": sum(count * size for _, count, size in before.values()),
+            "theory": round(sum(row["parameters"] * row["bits"] / 8 for row in ledger)),
+        },
+        "block_sqnr": block_sqnr,
+        "seconds": {"quantize": time.perf_counter() - started},
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _ledger(
+    model: nn.Module,
+    before: dict[str, tuple[torch.Size, int, int]],
+    specs: dict[str, LayerSpec | None],
+    outcome: dict[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row for every parameter that the model had: quantized how, or kept and why."""
+    rows = []
+    for name, (shape, count, size) in before.items():
+        row: dict[str, Any] = {"name": name, "shape": list(shape), "parameters": count}
+        layer_name = name.removesuffix(".weight")
+        if layer_name in outcome and name.endswith(".weight"):
+            layer = model.get_submodule(layer_name)
+            assert isinstance(layer, QLinear)
+            stored = sum(b.numel() * b.element_size() for b in layer.buffers())
+            spec = layer.spec
+            row |= {"status": "quantized", "reason": "", "weight": str(spec.weight)}
+            row |= {"input": None if spec.input is None else str(spec.input)}
+            row |= {"bits": _theory_bits(layer), "bytes": stored} | outcome[layer_name]
+        else:
+            row |= {"status": "kept", "reason": _why_kept(name, layer_name, specs)}
+            row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}
+        rows.append(row)
+    return rows
+
+
+def _theory_bits(layer: QLinear) -> float:
+    """Bits a weight: codes, scales, and the low-rank branch in 16 bits."""
+    assert layer.spec.weight is not None
+    shape = (layer.out_features, layer.in_features)
+    extra = 16 * layer.rank * (shape[0] + shape[1]) / (shape[0] * shape[1])
+    return layer.spec.weight.bits_per_value(shape) + extra
+
+
+def _why_kept(name: str, layer_name: str, specs: dict[str, LayerSpec | None]) -> str:
+    if layer_name in specs and name.endswith(".weight"):
+        return "the plan keeps this layer"
+    if name.endswith(".bias"):
+        return "biases stay in full precision"
+    if "embed" in name or "lm_head" in name:
+        return "embeddings and the output head stay in full precision"
+    if "norm" in name:
+        return "normalization gains stay in full precision"
+    return "not a linear layer inside a block"
+
+
+def _refuse_collapse(ledger: list[dict[str, Any]]) -> None:
+    """A run that quantized nothing, or has dead or broken scales, fails and says where."""
+    done = [row for row in ledger if row["status"] == "quantized"]
+    if not done:
+        raise UserError("the plan quantized nothing: no rule gives a layer a weight spec")
+    for row in done:
+        if not row["scale_min"] > 0 or row["scale_max"] == float("inf"):
+            raise UserError(f"{row['name']} has scales from {row['scale_min']}; the run is void")

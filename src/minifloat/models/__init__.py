@@ -1,0 +1,1 @@
+"""Getting models and texts in: folders, hub models, GGUF files, calibration text."""

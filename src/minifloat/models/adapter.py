@@ -1,0 +1,21 @@
+"""What the walk asks of a model: its blocks in order, and a run that reaches them.
+
+An adapter is the only code that knows a model family. To serve a new one, write a class with these
+two methods and pass it to `quantize(..., adapter=...)`.
+"""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Adapter(Protocol):
+    """The per-family code."""
+
+    def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Blocks by full name, in the order that activations pass them."""
+        ...
+
+    def run(self, model: nn.Module, batch: Tensor) -> None:
+        """Run the model on a batch far enough that every block is called."""
+        ...

@@ -1,0 +1,45 @@
+"""Decoder-only language models of transformers: Llama, Mistral, Qwen, Gemma, SmolLM, OPT and kin.
+
+No file per model: the family is known by its shape, one `ModuleList` of decoder blocks under the
+model's own `get_decoder()`.
+"""
+
+from torch import Tensor, nn
+
+from minifloat.errors import UserError
+
+# Where transformers keeps the blocks below the decoder.
+_LISTS = ("layers", "h", "blocks")
+
+
+class LlamaAdapter:
+    """Adapter of Llama-shaped language models; batches are token ids [batch, length]."""
+
+    def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
+        decoder = _decoder(model)
+        prefix = next(name for name, module in model.named_modules() if module is decoder)
+        for attribute in _LISTS:
+            layers = getattr(decoder, attribute, None)
+            if isinstance(layers, nn.ModuleList) and len(layers):
+                stem = f"{prefix}.{attribute}" if prefix else attribute
+                return {f"{stem}.{i}": layer for i, layer in enumerate(layers)}
+        raise _unknown_model(model)
+
+    def run(self, model: nn.Module, batch: Tensor) -> None:
+        _decoder(model)(input_ids=batch, use_cache=False)
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    getter = getattr(model, "get_decoder", None)
+    decoder = getter() if callable(getter) else None
+    if not isinstance(decoder, nn.Module) or not any(hasattr(decoder, name) for name in _LISTS):
+        raise _unknown_model(model)
+    return decoder
+
+
+def _unknown_model(model: nn.Module) -> UserError:
+    return UserError(
+        f"minifloat does not know how to walk {type(model).__name__}: it has no list of decoder "
+        "blocks under get_decoder(). Write a class with blocks(model) and run(model, batch) "
+        "(minifloat.models.adapter.Adapter) and pass it as adapter="
+    )
