@@ -15,7 +15,6 @@ step alone, so a stopped run that resumes takes the same steps that an unstopped
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -200,7 +199,7 @@ def save_checkpoint(
     metadata = {"progress": json.dumps(progress._asdict()), "recipe": json.dumps(asdict(recipe))}
     partial = out / (CHECKPOINT + ".partial")
     save_file(tensors, partial, metadata)
-    os.replace(partial, out / CHECKPOINT)
+    partial.replace(out / CHECKPOINT)
 
 
 def load_checkpoint(

@@ -5,6 +5,7 @@ that `--help` answers at once.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,7 +35,9 @@ def quantize(
     method: Annotated[str, typer.Option(help="See 'minifloat show methods'.")] = "zeroquant-fp",
     data: Annotated[Path | None, typer.Option(help="Calibration text (UTF-8).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed checkpoint.")] = Path("quantized"),
-    plan: Annotated[Path | None, typer.Option(help="A plan in JSON instead of the method's.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan in JSON instead of the method's.")
+    ] = None,
     setting: Setting = None,
     seed: Annotated[int, typer.Option(help="Seed of the calibration windows.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
@@ -88,7 +91,9 @@ def evaluate(
         if tasks:
             from minifloat.evaluate.harness import tasks as run_tasks
 
-            console.print_json(json.dumps(run_tasks(model, tokenizer, tasks.split(",")), default=str))
+            console.print_json(
+                json.dumps(run_tasks(model, tokenizer, tasks.split(",")), default=str)
+            )
 
 
 @app.command()
@@ -142,7 +147,13 @@ def _progress(windows: Iterable["Window"], total: int) -> Iterable["Window"]:
     """Wrap the walk in a progress bar with the time left and the peak memory."""
     import resource
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -174,7 +185,7 @@ def _show_formats() -> None:
 
     table = Table("name", "bits", "max", "smallest", "values")
     for name, fmt in FORMATS.items():
-        values = "-" if fmt.is_native else str(len({v for v in fmt.values if v == v}))
+        values = "-" if fmt.is_native else str(len({v for v in fmt.values if not math.isnan(v)}))
         table.add_row(name, str(fmt.bits), f"{fmt.max:g}", f"{fmt.step:g}", values)
     console.print(table)
     console.print("Any other: e3m1, unsigned ue4m4, bias e4m3b11, top e4m3.finite|.nan|.ieee")

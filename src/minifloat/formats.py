@@ -58,7 +58,9 @@ class Format:
         if not 2 <= self.bits <= 8 and (self.exponent_bits, self.mantissa_bits) not in _NATIVE:
             raise UserError(f"a format has 2 to 8 bits, not {self.bits}")
         if self.top == "ieee" and self.exponent_bits < 2:
-            raise UserError("an IEEE top needs at least 2 exponent bits: one value holds Inf and NaN")
+            raise UserError(
+                "an IEEE top needs at least 2 exponent bits: one value holds Inf and NaN"
+            )
 
     @property
     def bits(self) -> int:
@@ -95,8 +97,8 @@ class Format:
             return max(self.levels)
         if self.is_integer:
             return float(2**self.mantissa_bits - 1)
-        field = 2**self.exponent_bits - 1 - (self.top == "ieee")
-        fraction = 2**self.mantissa_bits - 1
+        field = (1 << self.exponent_bits) - 1 - (self.top == "ieee")
+        fraction = (1 << self.mantissa_bits) - 1
         if self.top == "nan" and self.mantissa_bits == 0:
             field -= 1
         elif self.top == "nan":
@@ -132,13 +134,13 @@ class Format:
         if self.top == "finite" or (self.top == "ieee" and self.mantissa_bits == 0):
             return None
         if self.top == "nan":
-            return int(2 ** (self.exponent_bits + self.mantissa_bits)) - 1
-        return self.infinity_code + 2 ** (self.mantissa_bits - 1)  # quiet NaN
+            return (1 << self.exponent_bits + self.mantissa_bits) - 1
+        return self.infinity_code + (1 << self.mantissa_bits - 1)  # quiet NaN
 
     @property
     def infinity_code(self) -> int:
         """The code of +Inf in a format with an IEEE top."""
-        return (2**self.exponent_bits - 1) << self.mantissa_bits
+        return ((1 << self.exponent_bits) - 1) << self.mantissa_bits
 
     def value(self, code: int) -> float:
         """The number that a code stands for, by definition; the readable twin of `rounding.decode`."""
@@ -147,9 +149,9 @@ class Format:
         if self.is_integer:
             wraps = self.signed and code >= 2**self.mantissa_bits
             return float(code - 2**self.bits if wraps else code)
-        magnitude = code % 2 ** (self.exponent_bits + self.mantissa_bits)
+        magnitude = code % (1 << self.exponent_bits + self.mantissa_bits)
         sign = -1.0 if magnitude != code else 1.0
-        field, fraction = divmod(magnitude, 2**self.mantissa_bits)
+        field, fraction = divmod(magnitude, 1 << self.mantissa_bits)
         if self.top == "nan" and magnitude == self.nan_code:
             return math.nan
         if self.top == "ieee" and field == 2**self.exponent_bits - 1:
@@ -172,8 +174,8 @@ class Format:
             return _NATIVE[self.exponent_bits, self.mantissa_bits]
         if self.is_integer:
             return f"{'' if self.signed else 'u'}int{self.bits}"
-        if self == E8M0:
-            return "e8m0"
+        if self in _SHORT_NAMES:
+            return _SHORT_NAMES[self]
         stem = "pow" if not self.zero else ("" if self.signed else "u")
         bias = "" if self.bias == _default_bias(self.exponent_bits) else f"b{self.bias}"
         top = "" if self.top == _default_top(self) else f".{self.top}"
@@ -256,6 +258,7 @@ FP32, BF16, FP16 = (floating(e, m, top="ieee") for e, m in _NATIVE)
 E8M0 = Format(8, 0, 127, "nan", signed=False, zero=False)
 # 2^-14 .. 2^0 and one spare code: the ratios of ZeroQuant-FP's M2, within what E4M3 can shift exactly.
 POW4 = Format(4, 0, 14, "nan", signed=False, zero=False)
+_SHORT_NAMES = {E8M0: "e8m0", POW4: "pow4"}
 
 E2M1, E1M2, E3M0 = floating(2, 1), floating(1, 2), floating(3, 0)
 E2M3, E3M2 = floating(2, 3), floating(3, 2)

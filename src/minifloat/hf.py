@@ -13,6 +13,7 @@ from minifloat.export.native import QUANT_METHOD
 from minifloat.layers import QLinear
 from minifloat.plan import Plan
 
+
 def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
     """Put empty packed layers where a checkpoint of ours has them."""
     plan = Plan.from_json({"rules": config["rules"]})
@@ -20,14 +21,21 @@ def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
         try:
             old = model.get_submodule(name)
         except AttributeError:
-            raise UserError(f"the checkpoint has a layer {name!r}, but the model has none") from None
+            raise UserError(
+                f"the checkpoint has a layer {name!r}, but the model has none"
+            ) from None
         spec = plan.spec_of(name)
         if not isinstance(old, nn.Linear) or spec is None:
             raise UserError(f"{name} is packed in the checkpoint, but not by its own plan")
         bias = old.bias is not None
         with old.weight.device:
             layer = QLinear(
-                old.in_features, old.out_features, spec, bias=bias, rank=rank, dtype=old.weight.dtype
+                old.in_features,
+                old.out_features,
+                spec,
+                bias=bias,
+                rank=rank,
+                dtype=old.weight.dtype,
             )
         model.set_submodule(name, layer)
 
@@ -39,7 +47,7 @@ def register(auto: ModuleType) -> None:
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    @auto.register_quantization_config(QUANT_METHOD)  # type: ignore[untyped-decorator]
+    @auto.register_quantization_config(QUANT_METHOD)
     class MinifloatConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """The `quantization_config` of our config.json."""
 
@@ -54,7 +62,7 @@ def register(auto: ModuleType) -> None:
         def to_dict(self) -> dict[str, Any]:
             return {"quant_method": QUANT_METHOD, "format_version": 1, **self.fields}
 
-    @auto.register_quantizer(QUANT_METHOD)  # type: ignore[untyped-decorator]
+    @auto.register_quantizer(QUANT_METHOD)
     class MinifloatQuantizer(HfQuantizer):  # type: ignore[misc]
         """Loads packed checkpoints; quantizing is `minifloat.quantize`'s."""
 

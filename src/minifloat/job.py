@@ -66,14 +66,17 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         windows = sample_windows(tokens, job.samples, job.length, job.seed).to(job.device)
         held_out = read_tokens(tokenizer, None, default="heldout")[: job.evaluate]
         reference = copy.deepcopy(model) if job.evaluate else None
-        batches = list(windows.split(max(1, 4096 // job.length)))
+        batches = list(torch.split(windows, max(1, 4096 // job.length)))
         report = quantize(model, method, batches, plan=plan, progress=progress)
         report |= {"model": job.model, "seed": job.seed, "settings": _settings(job)}
         report["size"]["after"] = save(model, plan, folder)
         tokenizer.save_pretrained(str(folder))
         if reference is not None:
             started = time.perf_counter()
-            with weights_held(model), torch.inference_mode() if job.device == "cpu" else nullcontext():
+            with (
+                weights_held(model),
+                torch.inference_mode() if job.device == "cpu" else nullcontext(),
+            ):
                 report["metrics"] = compare(
                     reference, model, held_out.to(job.device), window=job.length
                 )
@@ -87,7 +90,9 @@ def _settings(job: Job) -> dict[str, Any]:
     return {
         "samples": job.samples,
         "length": job.length,
-        "data": "packaged State of the Union addresses to 2000" if job.data is None else str(job.data),
+        "data": "packaged State of the Union addresses to 2000"
+        if job.data is None
+        else str(job.data),
         "evaluated on": "packaged State of the Union addresses of 2009-2016",
         "evaluated tokens": job.evaluate,
         **dict(job.settings),

@@ -74,7 +74,7 @@ def round_to(
         Tensor of the shape and dtype of `x`. Its gradient is 1 inside [min, max] and 0 outside.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        rounded: Tensor = _StraightThrough.apply(x, fmt, rounding, saturate, generator)
+        rounded: Tensor = _StraightThrough.apply(x, fmt, rounding, saturate, generator)  # type: ignore[no-untyped-call]
         return rounded
     return _round(x, fmt, rounding, saturate, generator)
 
@@ -94,7 +94,8 @@ def encode(x: Tensor, fmt: Format, *, saturate: bool = True) -> Tensor:
     if fmt.levels is not None:
         return _nearest_level(wide, fmt)
     if fmt.is_power_of_two:
-        codes = _exponent(wide, "nearest").sub_(fmt.min_exponent).to(torch.uint8)
+        exponent = _exponent(wide.double(), fmt, "nearest")
+        codes = exponent.sub_(fmt.min_exponent).to(torch.uint8)
     else:
         codes = _chunked(lambda part, out: _encode_chunk(part, fmt, out), wide, torch.uint8)
     if not saturate and fmt.top == "ieee":
@@ -125,16 +126,15 @@ def round_power_of_two(x: Tensor, fmt: Format, direction: Direction) -> Tensor:
 
     Ties (1.5 times a power) go up, as ml_dtypes and torch cast to E8M0. Zero goes to the smallest.
     """
-    exponent = _exponent(x.double(), direction)
-    top = fmt.max_exponent
-    return torch.ldexp(torch.ones_like(x), exponent.clamp_(fmt.min_exponent, top).to(x.dtype))
+    exponent = _exponent(x.double(), fmt, direction)
+    return torch.ldexp(torch.ones_like(x), exponent.to(x.dtype))
 
 
 class _StraightThrough(torch.autograd.Function):
     """Rounding whose gradient is that of a clamp (Bengio et al. 2013; LSQ's form with a scale)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         x: Tensor,
         fmt: Format,
@@ -146,7 +146,7 @@ class _StraightThrough(torch.autograd.Function):
         return _round(x.detach(), fmt, rounding, saturate, generator)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
@@ -165,7 +165,8 @@ def _round(
         return _round_native(x, fmt)
     wide = x.to(layout.dtype)
     if fmt.levels is not None:
-        return decode(_nearest_level(wide, fmt), fmt).to(x.dtype)
+        levels = decode(_nearest_level(wide, fmt), fmt)
+        return levels.masked_fill(wide.isnan(), torch.nan).to(x.dtype)
     if fmt.is_power_of_two:
         rounded = round_power_of_two(wide, fmt, "nearest")
         return rounded.masked_fill(~(wide > 0), torch.nan).to(x.dtype)
@@ -189,9 +190,7 @@ def _layout(x: Tensor) -> _Float:
     return _FP64 if x.dtype == torch.float64 else _FP32
 
 
-def _chunked(
-    function: Callable[[Tensor, Tensor], None], x: Tensor, dtype: torch.dtype
-) -> Tensor:
+def _chunked(function: Callable[[Tensor, Tensor], None], x: Tensor, dtype: torch.dtype) -> Tensor:
     """Apply `function(part, out)` to cache-sized pieces of a CPU tensor, or to the whole elsewhere."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -219,6 +218,7 @@ def _clamped(x: Tensor, fmt: Format, layout: _Float) -> Tensor:
     half = 1 << (layout.fraction_bits - 1)
     field = (bits >> layout.fraction_bits) - (layout.exponent_bias + fmt.min_exponent) + 1
     tie_below_even = (bits & (2 * half - 1) == half) & (field % 2 == 0) & (field > 0)
+    tie_below_even &= bits < layout.exponent_mask  # not the quiet NaN, which looks the same
     return bits.sub_(tie_below_even * half).view(layout.dtype)
 
 
@@ -263,36 +263,40 @@ def _reround(
     else:
         draw = torch.rand(a.shape, dtype=a.dtype, device=a.device, generator=generator)
         up = draw * ulp < a - floor
-    signed = torch.copysign(floor + up * ulp, x) + (0.0 if fmt.is_integer else -0.0)
-    out.copy_(torch.where(x.isnan(), x, signed))
+    rounded = floor + up * ulp
+    if fmt.signed:
+        rounded = torch.copysign(rounded, x) + (0.0 if fmt.is_integer else -0.0)
+    out.copy_(torch.where(x.isnan(), x, rounded))
 
 
 def _overflow(x: Tensor, fmt: Format, out: Tensor, rounding: Rounding) -> None:
     """Replace what rounds beyond max by Inf (IEEE) or NaN; the tie at the top follows the mode."""
     ulp = 2.0 ** (fmt.max_exponent - fmt.mantissa_bits)
     limit = fmt.max + ulp / 2
+    magnitude = x.abs() if fmt.signed else x
     # Nearest-even keeps the tie where max is an even code (E4M3's 448); away always leaves.
-    keeps_tie = rounding == "nearest" and fmt.max / ulp % 2 == 0
-    over = x.abs() > limit if keeps_tie else x.abs() >= limit
+    keeps_tie = rounding == "nearest" and fmt.values.index(fmt.max) % 2 == 0
+    over = magnitude > limit if keeps_tie else magnitude >= limit
     special = torch.copysign(torch.full_like(x, torch.inf), x) if fmt.top == "ieee" else torch.nan
     out.copy_(torch.where(over, special, out))
 
 
-def _exponent(x: Tensor, direction: Direction) -> Tensor:
-    """floor, nearest or ceil of log2(x) as integers; nearest is in value, so the switch is at 1.5."""
-    mantissa, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
-    exponent = exponent - 1
+def _exponent(x: Tensor, fmt: Format, direction: Direction) -> Tensor:
+    """log2(x) as integers within the format; nearest is in value, so the switch is at 1.5."""
+    smallest = 2.0 ** (fmt.min_exponent - 1)  # frexp has no exponent for 0 and Inf
+    mantissa, exponent = torch.frexp(x.clamp(smallest, 2.0 * fmt.max))
+    exponent = exponent - 1  # x = mantissa * 2^exponent with the mantissa in [0.5, 1)
     if direction == "up":
-        return exponent + (mantissa > 0.5).int()
-    if direction == "nearest":
-        return exponent + (mantissa >= 0.75).int()
-    return exponent
+        exponent += (mantissa > 0.5).int()
+    elif direction == "nearest":
+        exponent += (mantissa >= 0.75).int()
+    return exponent.clamp_(fmt.min_exponent, fmt.max_exponent)
 
 
 def _nearest_level(x: Tensor, fmt: Format) -> Tensor:
-    """Code of the nearest table value; a tie goes to the lower value. NaN was refused before."""
+    """Code of the nearest table value; a tie goes to the lower value."""
     assert fmt.levels is not None
     levels = torch.tensor(sorted(fmt.levels), dtype=x.dtype, device=x.device)
     order = torch.tensor(sorted(range(len(fmt.levels)), key=fmt.levels.__getitem__))
     middle = (levels[1:] + levels[:-1]) / 2
-    return order.to(x.device, torch.uint8)[torch.bucketize(x, middle)]
+    return order.to(x.device, torch.uint8)[torch.bucketize(x.contiguous(), middle)]

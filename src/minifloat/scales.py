@@ -152,6 +152,7 @@ def fit(clip: Tensor, spec: QuantSpec, *, outer: Tensor | None = None) -> Scale:
     fmt = spec.scale_format
     if spec.outer is None:
         return Scale(_store(raw, clip, spec, fmt))
+    raw = raw.float().double()  # as the outer scale is stored: the largest ratio is exactly 1
     if outer is None:
         peak = amax_range(raw, spec.outer).double() / fmt.max
         outer = _store_real(peak, spec.outer.scale_format)
@@ -180,7 +181,7 @@ def _store(raw: Tensor, clip: Tensor, spec: QuantSpec, fmt: Format) -> Tensor:
     if spec.scale_rounding == "ocp":  # exact in the magnitude itself, not in the quotient
         raw, direction = torch.ldexp(clip.double(), torch.tensor(-spec.format.max_exponent)), "down"
     elif spec.scale_rounding in ("up", "down"):
-        direction = spec.scale_rounding  # type: ignore[assignment]  # narrowed by the test
+        direction = spec.scale_rounding
     return encode(round_power_of_two(raw.clamp(min=fmt.min), fmt, direction), fmt)
 
 

@@ -143,7 +143,9 @@ class LayerSpec:
         for key in data:
             if key not in ("weight", "input", "output"):
                 raise unknown("key of a layer's spec", key, ("weight", "input", "output"))
-        return LayerSpec(**{k: None if v is None else QuantSpec.from_json(v) for k, v in data.items()})
+        return LayerSpec(
+            **{k: None if v is None else QuantSpec.from_json(v) for k, v in data.items()}
+        )
 
 
 def _mx(fmt: Format) -> QuantSpec:

@@ -1,6 +1,8 @@
 """Activations between blocks: kept in memory up to a budget, in mapped files beyond it."""
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ class Stream:
         self._budget = budget
         self._used = 0
         self._items: list[Tensor] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def append(self, x: Tensor) -> None:
         x = x.detach()
@@ -30,8 +32,9 @@ class Stream:
 
     def _mapped(self, index: int, x: Tensor) -> Tensor:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="minifloat-")
-        path = str(Path(self._folder.name) / f"{index}.bin")
+            self._folder = Path(tempfile.mkdtemp(prefix="minifloat-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = str(self._folder / f"{index}.bin")
         file = torch.from_file(path, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
         return file.copy_(x)
 

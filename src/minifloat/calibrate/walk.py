@@ -6,6 +6,7 @@ Keyword arguments of blocks (masks, rotary tables) are caught once, by a run of 
 every block hands its input through: no block is computed, and no family needs code of its own.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,7 +187,7 @@ def _replace(model: nn.Module, window: Window) -> None:
 def _histogram(q: QTensor) -> list[list[float]]:
     counts = torch.bincount(q.codes.reshape(-1).int(), minlength=2**q.spec.format.bits).tolist()
     pairs = sorted(zip(q.spec.format.values, counts, strict=True), key=lambda pair: pair[0])
-    return [[value, count] for value, count in pairs if value == value]
+    return [[value, count] for value, count in pairs if not math.isnan(value)]
 
 
 def _inputs(
@@ -218,7 +219,7 @@ def _inputs(
 
     try:
         for name, block in blocks.items():
-            block.forward = recorder(name)  # type: ignore[method-assign]
+            block.forward = recorder(name)
         for batch in batches:
             adapter.run(model, batch)
     finally:

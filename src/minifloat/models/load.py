@@ -4,6 +4,8 @@ import gzip
 import importlib.util
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,6 +114,20 @@ def _locate(source: str) -> tuple[str, dict[str, Any], bool]:
     return source, {"use_safetensors": True}, True
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without transformers' bars: errors of ours are one line, and loading takes seconds."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_model(
     source: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -131,9 +147,10 @@ def load_model(
     if is_gguf and kind == "auto":
         kind = torch.float32
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            where, dtype=kind, trust_remote_code=False, output_loading_info=True, **extra
-        )
+        with _no_progress_bars():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where, dtype=kind, trust_remote_code=False, output_loading_info=True, **extra
+            )
         extra.pop("use_safetensors", None)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
     except (

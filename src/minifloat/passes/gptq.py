@@ -72,6 +72,7 @@ def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
     """Upper Cholesky factor of the inverse of a damped Hessian [I, I]; damps more where it must."""
     mean = hessian.diagonal().mean()
     eye = torch.eye(hessian.shape[0], device=hessian.device)
+    upper: Tensor
     for strength in (damp, 10 * damp, 100 * damp):
         lower, failed = torch.linalg.cholesky_ex(hessian + strength * mean * eye)
         if int(failed) == 0:
