@@ -1,0 +1,172 @@
+"""ZeroQuant-FP's table (card 1c) on a real language model: formats x solver x scale constraint.
+
+    python -m benchmarks.zeroquant_fp --rows results.jsonl [--planted] [--seeds 3] [--model PATH]
+    python -m benchmarks.zeroquant_fp --rows results.jsonl --table
+
+Every row is one run: its settings, seed, held-out perplexity and KL to the full-precision model. Rows
+already in the file are skipped, so that a stopped study goes on. `--planted` multiplies norm gains of
+chosen channels and divides the matching columns of the layers they feed (card 1f.5): the function
+stays the same, activations gain outlier channels.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minifloat.evaluate.compare import compare
+from minifloat.layers import weights_held
+from minifloat.method import quantize
+from minifloat.methods import build
+from minifloat.models.load import load_model, read_tokens, sample_windows
+
+COLUMNS = {
+    "W8A8 INT/INT": ("int8", "int8"),
+    "W8A8 INT/FP": ("int8", "e4m3"),
+    "W8A8 FP/FP": ("e4m3", "e4m3"),
+    "W4A8 INT/INT": ("int4", "int8"),
+    "W4A8 INT/FP": ("int4", "e4m3"),
+    "W4A8 FP/FP": ("e2m1", "e4m3"),
+}
+SOLVERS = {
+    "RTN": {"solver": "nearest", "rank": "0"},
+    "GPTQ": {"solver": "gptq", "rank": "0"},
+    "GPTQ+LoRC": {"solver": "gptq", "rank": "8"},
+}
+CONSTRAINTS = ("none", "m1", "m2")
+
+
+def settings(seeds: int, columns: list[str], constraints: list[str]) -> Iterator[dict[str, Any]]:
+    """Every run of the table, the rows that matter most first."""
+    for seed in range(seeds):
+        for constraint in constraints:
+            for column in columns:
+                for solver in SOLVERS:
+                    if solver == "RTN" and seed:
+                        continue  # needs no data
+                    yield {
+                        "column": column,
+                        "solver": solver,
+                        "constraint": constraint,
+                        "seed": seed,
+                    }
+
+
+def plant_outliers(model: nn.Module, factor: float = 50.0, channels: int = 4) -> None:
+    """Outlier channels at every block's two norms, undone exactly in the layers they feed."""
+    generator = torch.Generator().manual_seed(0)
+    for block in model.get_decoder().layers:  # type: ignore[operator,union-attr]
+        attention, mlp = block.self_attn, block.mlp
+        fed = {
+            block.input_layernorm: (attention.q_proj, attention.k_proj, attention.v_proj),
+            block.post_attention_layernorm: (mlp.gate_proj, mlp.up_proj),
+        }
+        for norm, layers in fed.items():
+            chosen = torch.randperm(norm.weight.numel(), generator=generator)[:channels]
+            norm.weight.data[chosen] *= factor
+            for layer in layers:
+                layer.weight.data[:, chosen] /= factor
+
+
+def run(model: nn.Module, tokens: torch.Tensor, held_out: torch.Tensor, row: dict[str, Any],
+        args: argparse.Namespace) -> dict[str, Any]:  # fmt: skip
+    """One run: the row with its figures."""
+    weight, activation = COLUMNS[row["column"]]
+    chosen = SOLVERS[row["solver"]] | {
+        "weight": weight,
+        "activation": activation,
+        "constraint": row["constraint"],
+        "group_size": str(args.group_size),
+        "search": str(args.search).lower(),
+    }
+    windows = sample_windows(tokens, args.samples, args.length, row["seed"])
+    candidate = copy.deepcopy(model)
+    started = time.perf_counter()
+    report = quantize(candidate, build("zeroquant-fp", chosen), torch.split(windows, 8))
+    seconds = time.perf_counter() - started
+    with weights_held(candidate):
+        metrics = compare(model, candidate, held_out, window=args.length)
+    found = {metric["name"]: metric for metric in metrics}
+    done = [entry for entry in report["ledger"] if entry["status"] == "quantized"]
+    values = sum(entry["parameters"] for entry in done)
+    return row | {
+        "perplexity": found["perplexity"]["quantized"],
+        "full_precision": found["perplexity"]["full_precision"],
+        "kl": found["KL divergence"]["quantized"],
+        "top1": found["top-1 agreement"]["quantized"],
+        "bits": sum(entry["parameters"] * entry["bits"] for entry in done) / values,
+        "seconds": round(seconds, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table in Markdown: mean and spread over seeds."""
+    lines = ["| constraint | solver | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for constraint in CONSTRAINTS:
+        for solver in SOLVERS:
+            cells = [_cell(rows, constraint, solver, column) for column in COLUMNS]
+            lines.append(f"| {constraint} | {solver} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(rows: list[dict[str, Any]], constraint: str, solver: str, column: str) -> str:
+    key = (constraint, solver, column)
+    found = [
+        row["perplexity"]
+        for row in rows
+        if (row["constraint"], row["solver"], row["column"]) == key
+    ]
+    if not found:
+        return "-"
+    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.2f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--planted", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--evaluate", type=int, default=8192)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
+    parser.add_argument("--constraints", nargs="*", default=list(CONSTRAINTS))
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    if args.table:
+        print(table(rows))
+        return
+    if not args.model:
+        from minifloat.demo import demo_model
+
+        args.model = str(demo_model())
+    model, tokenizer = load_model(args.model, dtype="float32")
+    if args.planted:
+        plant_outliers(model)
+    tokens = read_tokens(tokenizer, None, default="calibration")
+    held_out = read_tokens(tokenizer, None, default="heldout")[: args.evaluate]
+    keys = ("column", "solver", "constraint", "seed")
+    known = {tuple(row[key] for key in keys) for row in rows}
+    for row in settings(args.seeds, args.columns, args.constraints):
+        if tuple(row[key] for key in keys) in known:
+            continue
+        done = run(model, tokens, held_out, row, args)
+        with args.rows.open("a") as file:
+            file.write(json.dumps(done) + "\n")
+        print(done, flush=True)
+
+
+if __name__ == "__main__":
+    main()
