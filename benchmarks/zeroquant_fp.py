@@ -108,7 +108,10 @@ def run(model: nn.Module, tokens: torch.Tensor, held_out: torch.Tensor, row: dic
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a table in Markdown: mean and spread over seeds."""
-    lines = ["| constraint | solver | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    lines = [
+        "| constraint | solver | " + " | ".join(COLUMNS) + " |",
+        "|---" * (2 + len(COLUMNS)) + "|",
+    ]
     for constraint in CONSTRAINTS:
         for solver in SOLVERS:
             cells = [_cell(rows, constraint, solver, column) for column in COLUMNS]
@@ -144,7 +147,11 @@ def main() -> None:
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
     parser.add_argument("--constraints", nargs="*", default=list(CONSTRAINTS))
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    rows = (
+        [json.loads(line) for line in args.rows.read_text().splitlines()]
+        if args.rows.exists()
+        else []
+    )
     if args.table:
         print(table(rows))
         return
