@@ -185,9 +185,13 @@ def _replace(model: nn.Module, window: Window) -> None:
 
 
 def _histogram(q: QTensor) -> list[list[float]]:
-    counts = torch.bincount(q.codes.reshape(-1).int(), minlength=2**q.spec.format.bits).tolist()
-    pairs = sorted(zip(q.spec.format.values, counts, strict=True), key=lambda pair: pair[0])
-    return [[value, count] for value, count in pairs if not math.isnan(value)]
+    """How many weights lie on each value of the grid, both zeros as one."""
+    codes = torch.bincount(q.codes.reshape(-1).int(), minlength=2**q.spec.format.bits).tolist()
+    counts: dict[float, int] = {}
+    for value, count in zip(q.spec.format.values, codes, strict=True):
+        if not math.isnan(value):
+            counts[value + 0.0] = counts.get(value + 0.0, 0) + count
+    return [[value, counts[value]] for value in sorted(counts)]
 
 
 def _inputs(
