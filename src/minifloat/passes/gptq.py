@@ -2,7 +2,7 @@
 
 O out, I in. With H = X^T X / N + damping and U the upper Cholesky factor of H^-1, columns are
 quantized in order; the error e_j = (w_j - q_j) / U_jj of each is spread over the later columns by
-U_j, lazily in blocks. Scales are frozen before, so any tile, scale rule and format serves: only the
+U_j, lazily in spans. Scales are frozen before, so any tile, scale rule and format serves: only the
 projection of a column on its grid knows about floating point (ZeroQuant-FP, card 1b.3).
 
 Differs from the authors' code: a dead column (no input ever) keeps its rounded weight instead of 0,
@@ -20,6 +20,7 @@ from minifloat.scales import Scale, expand
 from minifloat.spec import QuantSpec
 
 
+@torch.no_grad()
 def gptq(
     w: Tensor,
     hessian: Tensor,
@@ -27,7 +28,7 @@ def gptq(
     *,
     scale: Scale | None = None,
     damp: float = 0.01,
-    block: int = 128,
+    block: int = 32,
     act_order: bool = True,
 ) -> QTensor:
     """Quantize a weight so that its output error, not its own error, is small.
@@ -38,80 +39,105 @@ def gptq(
         spec: grid and tiles.
         scale: frozen scales; those of the largest magnitudes if None.
         damp: share of the mean diagonal added to the diagonal.
-        block: columns whose updates are gathered before the rest sees them.
+        block: columns that are corrected one by one; larger spans are corrected by products.
         act_order: quantize columns of large inputs first.
     """
     w = w.float()
     scale = scale_of(w, spec) if scale is None else scale
-    scales = expand(scale.values(spec), w.shape, spec.tile)
-    zeros = None if scale.zero is None else expand(scale.zero.float(), w.shape, spec.tile)
     hessian = hessian.float().clone()
     diagonal = hessian.diagonal()
     diagonal[diagonal <= 0] = 1.0
-    order = torch.argsort(diagonal, descending=True) if act_order else None
-    if order is not None:
-        w, scales, hessian = w[:, order], scales[:, order], hessian[order][:, order]
-        zeros = None if zeros is None else zeros[:, order]
-    upper = inverse_factor(hessian, damp)
     # Columns become rows: a step then reads and writes contiguous memory.
-    units = _solve(
-        w.T.contiguous(),
-        scales.T.contiguous(),
-        None if zeros is None else zeros.T.contiguous(),
-        upper,
-        spec,
-        block,
-    ).T
+    order = torch.argsort(diagonal, descending=True) if act_order else None
+    turned = _columns(w, order)
+    scales = _columns(expand(scale.values(spec), w.shape, spec.tile), order)
+    zeros = None
+    if scale.zero is not None:
+        zeros = _columns(expand(scale.zero.float(), w.shape, spec.tile), order)
     if order is not None:
-        units = units[:, torch.argsort(order)]
-    codes = rounding.encode(units.contiguous(), spec.format)
+        hessian = hessian.index_select(0, order).index_select(1, order)
+    units = _solve(turned, scales, zeros, inverse_factor(hessian, damp), spec, block)
+    if order is not None:
+        units = units[torch.argsort(order)]
+    codes = rounding.encode(units.T.contiguous(), spec.format)
     return QTensor(codes, scale, spec, tuple(codes.shape))
 
 
+def _columns(x: Tensor, order: Tensor | None) -> Tensor:
+    """The columns of [O, I], sorted, as the rows of a new tensor [I, O]."""
+    turned = x.T.clone(memory_format=torch.contiguous_format)
+    return turned if order is None else turned[order]
+
+
 def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
-    """Upper Cholesky factor of the inverse of a damped Hessian [I, I]; damps more where it must."""
+    """Upper Cholesky factor of the inverse of a damped Hessian [I, I]; damps more where it must.
+
+    With P the reversal of the columns, P H P = L L^T gives H^-1 = U^T U for U = P L^-1 P. So the
+    inverse itself, and the second factorization that it would need, are never computed.
+    """
     mean = hessian.diagonal().mean()
-    eye = torch.eye(hessian.shape[0], device=hessian.device)
-    upper: Tensor
     for strength in (damp, 10 * damp, 100 * damp):
-        lower, failed = torch.linalg.cholesky_ex(hessian + strength * mean * eye)
+        reverse = hessian.flip(0, 1)
+        reverse.diagonal().add_(strength * mean)
+        lower, failed = torch.linalg.cholesky_ex(reverse)
         if int(failed) == 0:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if int(failed) == 0:
-                return upper
+            return _lower_inverse(lower).flip(0, 1)
     raise UserError(
         "the Hessian is not positive definite even with strong damping; "
         "check the calibration data for NaN or use more of it"
     )
 
 
+def _lower_inverse(lower: Tensor) -> Tensor:
+    """Inverse of a lower triangular matrix by halves: a plain solve would multiply the zeros too."""
+    size = lower.shape[0]
+    if size <= 256:
+        eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, eye, upper=False)
+    half = size // 2
+    inverse = torch.zeros_like(lower)
+    first = inverse[:half, :half] = _lower_inverse(lower[:half, :half])
+    last = inverse[half:, half:] = _lower_inverse(lower[half:, half:])
+    inverse[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
+    return inverse
+
+
 def _solve(
     w: Tensor, scales: Tensor, zeros: Tensor | None, upper: Tensor, spec: QuantSpec, block: int
 ) -> Tensor:
-    """The feedback loop on transposed tensors [I, O]; returns the rounded units [I, O]."""
+    """The feedback loop on transposed tensors [I, O]; returns the rounded units [I, O].
+
+    By halves: the later half sees the earlier one's errors in one large product, which is faster
+    than many thin ones. A row of `w` holds its error once it is solved.
+    """
     units = torch.empty_like(w)
-    columns = w.shape[0]
-    for start in range(0, columns, block):
-        end = min(start + block, columns)
-        errors = torch.empty_like(w[start:end])
-        factor = upper[start:end, start:end]
-        for j in range(end - start):
-            row = w[start + j]
-            unit = row / scales[start + j]
-            if zeros is None:
-                unit = rounding.round_to(unit, spec.format)
-                value = unit * scales[start + j]
-            else:
-                zero = zeros[start + j]
-                unit = rounding.round_to(unit.round_() + zero, spec.format)
-                value = (unit - zero) * scales[start + j]
-            units[start + j] = unit
-            errors[j] = (row - value) / factor[j, j]
-            if j + 1 < end - start:
-                w[start + j + 1 : end].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
-        if end < columns:
-            w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+
+    def span(start: int, end: int) -> None:
+        blocks = -(-(end - start) // block)
+        if blocks == 1:
+            for j in range(start, end):
+                column(start, j)
+            return
+        middle = start + blocks // 2 * block
+        span(start, middle)
+        w[middle:end].addmm_(upper[start:middle, middle:end].T, w[start:middle], alpha=-1)
+        span(middle, end)
+
+    def column(start: int, j: int) -> None:
+        row, scale = w[j], scales[j]
+        if j > start:  # what the rest of its block owes it
+            row.addmv_(w[start:j].T, upper[start:j, j], alpha=-1)
+        unit = row / scale
+        if zeros is None:
+            unit = rounding.round_to(unit, spec.format)
+            value = unit * scale
+        else:
+            unit = rounding.round_to(unit.round_().add_(zeros[j]), spec.format)
+            value = (unit - zeros[j]).mul_(scale)
+        units[j] = unit
+        row.sub_(value).div_(upper[j, j])
+
+    span(0, w.shape[0])
     return units
 
 
