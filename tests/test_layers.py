@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[1] / "src" / "minifloat"
 LAYERS = (
     ("errors", "autoload", "charts"),
     ("formats",),
+    ("grids",),
     ("rounding",),
-    ("spec",),
+    ("spec", "tiles"),
     ("scales", "packing", "plan"),
     ("qtensor",),
     ("kernels",),

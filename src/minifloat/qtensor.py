@@ -3,6 +3,7 @@
 The law of this file: `fake_quantize(x) == decode(encode(x))` bit for bit, for every spec.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from minifloat import rounding
 from minifloat.errors import UserError
-from minifloat.scales import Scale, amax_range, as_matrix, expand, fit, fit_asymmetric
+from minifloat.grids import decode_chunk, grid_of
+from minifloat.scales import Scale, amax_range, fit, fit_asymmetric
 from minifloat.spec import QuantSpec
+from minifloat.tiles import as_matrix, by_row, expand, runs, split
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,24 @@ def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
     Raises:
         UserError: NaN or Inf in the tensor.
     """
-    if not bool(torch.isfinite(x).all()):
-        raise UserError("the tensor holds NaN or Inf; mend the checkpoint before quantizing it")
     matrix = as_matrix(x).float()
+    if matrix.numel() and not bool(torch.stack(matrix.aminmax()).isfinite().all()):
+        raise UserError("the tensor holds NaN or Inf; mend the checkpoint before quantizing it")
     scale = scale_of(matrix, spec) if scale is None else scale
-    units = _divide(matrix, scale.values(spec), spec.tile)
-    if scale.zero is not None:
-        units = units.round() + expand(scale.zero.float(), matrix.shape, spec.tile)
-    return QTensor(rounding.encode(units, spec.format), scale, spec, tuple(x.shape))
+    codes = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device)
+    write = grid_of(spec.format).encode
+    for part, values, zero, out in _pieces(matrix, codes, spec, scale):
+        write(_units(part, values, zero), spec.format, out)
+    return QTensor(codes, scale, spec, tuple(x.shape))
 
 
 def decode(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The tensor that the codes stand for, in its shape."""
-    units = rounding.decode(q.codes, q.spec.format)
-    if q.scale.zero is not None:
-        units = units - expand(q.scale.zero.float(), units.shape, q.spec.tile)
-    return _multiply(units, q.scale.values(q.spec), q.spec.tile).reshape(q.shape).to(dtype)
+    matrix = torch.empty(q.codes.shape, device=q.codes.device)
+    for codes, values, zero, out in _pieces(q.codes, matrix, q.spec, q.scale):
+        decode_chunk(codes, q.spec.format, out)
+        _scaled(out, values, zero)
+    return matrix.reshape(q.shape).to(dtype)
 
 
 def fake_quantize(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> Tensor:
@@ -70,19 +75,49 @@ def fake_quantize(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> Ten
     matrix = x.reshape(-1, x.shape[-1]).float()
     if scale is None:
         scale = scale_of(matrix.detach(), spec)
-    values = scale.values(spec)
-    units = _divide(matrix, values, spec.tile)
-    if scale.zero is not None:
-        zero = expand(scale.zero.float(), matrix.shape, spec.tile)
-        units = rounding.round_to(units.round() + zero, spec.format) - zero
-    else:
-        units = rounding.round_to(units, spec.format)
-    return _multiply(units, values, spec.tile).reshape(x.shape).to(x.dtype)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _straight_through(matrix, spec, scale).reshape(x.shape).to(x.dtype)
+    rounded = torch.empty_like(matrix)
+    to_grid = grid_of(spec.format).round
+    for part, values, zero, out in _pieces(matrix, rounded, spec, scale):
+        to_grid(_units(part, values, zero), spec.format, out)
+        _scaled(out, values, zero)
+    return rounded.reshape(x.shape).to(x.dtype)
 
 
-def _divide(x: Tensor, scale: Tensor, tile: tuple[int, int]) -> Tensor:
-    return x / expand(scale, x.shape, tile)
+def _straight_through(x: Tensor, spec: QuantSpec, scale: Scale) -> Tensor:
+    """The same in whole tensors, which autograd can follow."""
+    values = expand(scale.values(spec), x.shape, spec.tile)
+    if scale.zero is None:
+        return rounding.round_to(x / values, spec.format) * values
+    zero = expand(scale.zero.float(), x.shape, spec.tile)
+    units = x / values
+    units = units + (units.round() - units).detach() + zero
+    return (rounding.round_to(units, spec.format) - zero) * values
 
 
-def _multiply(units: Tensor, scale: Tensor, tile: tuple[int, int]) -> Tensor:
-    return units * expand(scale, units.shape, tile)
+def _pieces(
+    x: Tensor, out: Tensor, spec: QuantSpec, scale: Scale
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+    """Views [n, U, c] of a matrix and of its result, with the scales and zero points [n, U, 1]."""
+    values = by_row(scale.values(spec), x.shape[0], spec.tile)
+    zero = None if scale.zero is None else by_row(scale.zero.float(), x.shape[0], spec.tile)
+    for rows, columns, tiles in runs(x, spec.tile):
+        count = tiles.stop - tiles.start
+        yield (
+            split(x[rows, columns], count),
+            values[rows, tiles, None],
+            None if zero is None else zero[rows, tiles, None],
+            split(out[rows, columns], count),
+        )
+
+
+def _units(x: Tensor, values: Tensor, zero: Tensor | None) -> Tensor:
+    units = x / values
+    return units if zero is None else units.round_().add_(zero)
+
+
+def _scaled(units: Tensor, values: Tensor, zero: Tensor | None) -> None:
+    if zero is not None:
+        units.sub_(zero)
+    units.mul_(values)

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.formats import Format
-from minifloat.rounding import Direction, decode, encode, round_power_of_two, round_to
+from minifloat.grids import Direction
+from minifloat.rounding import decode, encode, round_power_of_two, round_to
 from minifloat.spec import QuantSpec
+from minifloat.tiles import by_row, expand, runs, split, tiled
 
 # Shrink factors of the reference search: 111 points from 0.1 to 1.2 of the largest magnitude.
 FULL_GRID = tuple(0.1 + 0.01 * i for i in range(111))
@@ -50,38 +52,14 @@ class Scale:
         return inner * expand(self.outer.float(), inner.shape, spec.outer.tile)
 
 
-def as_matrix(x: Tensor) -> Tensor:
-    """A weight [out, ...] as [out, rest]; an activation [..., features] as [tokens, features]."""
-    return x.reshape(x.shape[0], -1) if x.ndim != 1 else x.reshape(1, -1)
-
-
-def tiled(x: Tensor, tile: tuple[int, int]) -> Tensor:
-    """A matrix [R, C] as [T, r, U, c]; a ragged end is filled with zeros."""
-    rows, columns = x.shape
-    r = rows if tile[0] == -1 else min(tile[0], rows)
-    c = columns if tile[1] == -1 else min(tile[1], columns)
-    pad = (-columns % c, -rows % r)
-    if any(pad):
-        x = torch.nn.functional.pad(x, (0, pad[0], 0, pad[1]))
-    return x.reshape(x.shape[0] // r, r, x.shape[1] // c, c)
-
-
-def untiled(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The inverse of `tiled`: [T, r, U, c] back to [R, C]."""
-    return x.reshape(x.shape[0] * x.shape[1], -1)[: shape[0], : shape[1]]
-
-
-def expand(values: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> Tensor:
-    """One value a tile [T, U] to one an element [R, C]."""
-    for axis, size in enumerate(tile):
-        if size not in (1, -1):
-            values = values.repeat_interleave(size, axis).narrow(axis, 0, shape[axis])
-    return values.expand(shape[0], shape[1])
-
-
 def amax_range(x: Tensor, spec: QuantSpec) -> Tensor:
-    """The largest magnitude of each tile of [R, C], as [T, U]."""
-    return tiled(x.float(), spec.tile).abs().amax((1, 3))
+    """The largest magnitude of each tile of [R, C], as [T, U]; NaN and Inf show in it."""
+    x = x.float()
+    peaks = torch.zeros(x.shape[0], spec.tiles((x.shape[0], x.shape[1]))[1], device=x.device)
+    for rows, columns, tiles in runs(x, spec.tile):
+        piece = split(x[rows, columns], tiles.stop - tiles.start)
+        torch.amax(piece.abs(), 2, out=peaks[rows, tiles])
+    return tiled(peaks, (spec.tile[0], 1)).amax((1, 3))
 
 
 def percentile_range(x: Tensor, spec: QuantSpec, percentile: float) -> Tensor:
@@ -115,17 +93,21 @@ def search_scale(
     x = x.float()
     amax = amax_range(x, spec)
     outer = fit(amax, spec).outer
-    parts = tiled(x, spec.tile)
-    importance = None if weight is None else tiled(weight.float().expand_as(x), spec.tile)
-    best, least = amax.clone(), torch.full_like(amax, torch.inf)
-    for factor in grid:
-        scale = fit(amax * factor, spec, outer=outer).values(spec)[:, None, :, None]
-        error = (round_to(parts / scale, spec.format) * scale).sub_(parts).square_()
-        if importance is not None:
-            error = error * importance
-        loss = error.sum((1, 3))
-        better = loss < least
-        best, least = torch.where(better, amax * factor, best), torch.where(better, loss, least)
+    clips = [amax * factor for factor in grid]
+    losses = torch.zeros(len(clips), x.shape[0], amax.shape[1], device=x.device)
+    options = [by_row(fit(c, spec, outer=outer).values(spec), x.shape[0], spec.tile) for c in clips]
+    for rows, columns, tiles in runs(x, spec.tile):  # a piece stays in the cache for all clips
+        piece = split(x[rows, columns], tiles.stop - tiles.start)
+        importance = None if weight is None else weight.float()[columns].reshape(piece.shape[1:])
+        for scales, loss in zip(options, losses, strict=True):
+            scale = scales[rows, tiles, None]
+            units = piece / scale
+            error = round_to(units, spec.format).sub_(units).mul_(scale).square_()
+            if importance is not None:
+                error *= importance
+            torch.sum(error, 2, out=loss[rows, tiles])
+    total = torch.stack([tiled(loss, (spec.tile[0], 1)).sum((1, 3)) for loss in losses])
+    best = torch.stack(clips).gather(0, total.argmin(0, keepdim=True))[0]
     return fit(best, spec, outer=outer)
 
 

@@ -16,8 +16,9 @@ from minifloat import rounding
 from minifloat.calibrate.walk import Pass, Window
 from minifloat.errors import UserError
 from minifloat.qtensor import QTensor, decode, encode, scale_of
-from minifloat.scales import Scale, expand
+from minifloat.scales import Scale
 from minifloat.spec import QuantSpec
+from minifloat.tiles import expand
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
         reverse.diagonal().add_(strength * mean)
         lower, failed = torch.linalg.cholesky_ex(reverse)
         if int(failed) == 0:
-            return _lower_inverse(lower).flip(0, 1)
+            return torch.flip(_lower_inverse(lower), (0, 1))
     raise UserError(
         "the Hessian is not positive definite even with strong damping; "
         "check the calibration data for NaN or use more of it"
@@ -93,7 +94,8 @@ def _lower_inverse(lower: Tensor) -> Tensor:
     size = lower.shape[0]
     if size <= 256:
         eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, eye, upper=False)
+        inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+        return torch.as_tensor(inverse)
     half = size // 2
     inverse = torch.zeros_like(lower)
     first = inverse[:half, :half] = _lower_inverse(lower[:half, :half])
