@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "minifloat"
 LAYERS = (
-    ("errors", "autoload", "charts"),
+    ("errors", "autoload", "charts", "memory"),
     ("formats",),
     ("grids",),
     ("rounding",),

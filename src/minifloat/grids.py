@@ -22,13 +22,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from minifloat.formats import E4M3, E5M2, Format
+from minifloat.formats import E4M3, E5M2, E8M0, Format
 
 Direction = Literal["nearest", "up", "down"]
 Chunk = Callable[[Tensor, Format, Tensor], None]
 
-# Formats that torch casts to in vector code, with the same values and ties.
-_CASTS = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
+# Formats that torch casts to in vector code, with the same values and ties; and from, likewise fast.
+_CASTS = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2, E8M0: torch.float8_e8m0fnu}
+_CASTS_BACK = {E5M2: torch.float8_e5m2, E8M0: torch.float8_e8m0fnu}
 
 
 class Grid(NamedTuple):
@@ -82,6 +83,9 @@ def magic_bits(a: Tensor, fmt: Format, layout: Layout) -> Tensor:
 
 def _round_floats(x: Tensor, fmt: Format, out: Tensor) -> None:
     layout = layout_of(x)
+    if fmt in _CASTS_BACK and layout is _FP32:
+        out.copy_(x.clamp(fmt.min, fmt.max).to(_CASTS_BACK[fmt]))
+        return
     a = x.clamp(fmt.min, fmt.max).abs_()
     magic = magic_bits(a, fmt, layout).view(layout.dtype)
     torch.add(a, magic, out=out).sub_(magic)
@@ -161,6 +165,10 @@ def encode_powers(x: Tensor, fmt: Format, out: Tensor, direction: Direction = "n
 
     Nearest is in value, so the switch is at 1.5; that tie goes up, as ml_dtypes and torch cast.
     """
+    if fmt in _CASTS and direction == "nearest" and x.dtype == torch.float32:
+        out.copy_(x.clamp(fmt.min, fmt.max).to(_CASTS[fmt]).view(torch.uint8))
+        out.masked_fill_(x < 1.5 * fmt.min, 0)  # where torch 2.13 rounds fp32's subnormals up
+        return
     one = 1 << _FP64.fraction_bits
     carry = {"nearest": one >> 1, "up": one - 1, "down": 0}[direction]
     bits = x.double().view(torch.int64).add(carry).bitwise_right_shift_(_FP64.fraction_bits)
@@ -210,8 +218,8 @@ def decode_chunk(codes: Tensor, fmt: Format, out: Tensor) -> None:
             codes = codes.view(torch.int8)
             codes = codes if fmt.bits == 8 else (codes ^ sign).sub_(sign)
         out.copy_(codes)
-    elif fmt == E5M2:
-        out.copy_(codes.view(torch.float8_e5m2))
+    elif fmt in _CASTS_BACK:
+        out.copy_(codes.view(_CASTS_BACK[fmt]))
     elif codes.device.type == "cpu" and _fits_half(fmt):
         _decode_as_half(codes, fmt, out)
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 from minifloat import rounding
 from minifloat.errors import UserError
 from minifloat.grids import decode_chunk, grid_of
+from minifloat.memory import empty
 from minifloat.scales import Scale, amax_range, fit, fit_asymmetric
 from minifloat.spec import QuantSpec
 from minifloat.tiles import as_matrix, by_row, expand, runs, split
@@ -36,9 +37,7 @@ class QTensor:
 
 def scale_of(x: Tensor, spec: QuantSpec) -> Scale:
     """The scales that the largest magnitudes (or minimum and maximum) of the tiles of [R, C] ask."""
-    if spec.zero_point:
-        return fit_asymmetric(x, spec)
-    return fit(amax_range(x, spec), spec)
+    return fit_asymmetric(x, spec) if spec.zero_point else fit(amax_range(x, spec), spec)
 
 
 def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
@@ -48,10 +47,12 @@ def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
         UserError: NaN or Inf in the tensor.
     """
     matrix = as_matrix(x).float()
-    if matrix.numel() and not bool(torch.stack(matrix.aminmax()).isfinite().all()):
+    peaks = amax_range(matrix, spec)
+    if not bool(peaks.isfinite().all()):
         raise UserError("the tensor holds NaN or Inf; mend the checkpoint before quantizing it")
-    scale = scale_of(matrix, spec) if scale is None else scale
-    codes = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device)
+    if scale is None:
+        scale = fit_asymmetric(matrix, spec) if spec.zero_point else fit(peaks, spec)
+    codes = empty(matrix.shape, torch.uint8, matrix.device)
     write = grid_of(spec.format).encode
     for part, values, zero, out in _pieces(matrix, codes, spec, scale):
         write(_units(part, values, zero), spec.format, out)
@@ -60,7 +61,7 @@ def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
 
 def decode(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The tensor that the codes stand for, in its shape."""
-    matrix = torch.empty(q.codes.shape, device=q.codes.device)
+    matrix = empty(q.codes.shape, torch.float32, q.codes.device)
     for codes, values, zero, out in _pieces(q.codes, matrix, q.spec, q.scale):
         decode_chunk(codes, q.spec.format, out)
         _scaled(out, values, zero)
@@ -77,7 +78,7 @@ def fake_quantize(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> Ten
         scale = scale_of(matrix.detach(), spec)
     if torch.is_grad_enabled() and x.requires_grad:
         return _straight_through(matrix, spec, scale).reshape(x.shape).to(x.dtype)
-    rounded = torch.empty_like(matrix)
+    rounded = empty(matrix.shape, torch.float32, matrix.device)
     to_grid = grid_of(spec.format).round
     for part, values, zero, out in _pieces(matrix, rounded, spec, scale):
         to_grid(_units(part, values, zero), spec.format, out)

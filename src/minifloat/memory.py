@@ -1,0 +1,25 @@
+"""New tensors on huge pages.
+
+A fresh tensor of many megabytes costs more in page faults than all the arithmetic of a format. numpy
+asks the system for huge pages, which makes 512 times fewer of them; torch's allocator does not.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
+# numpy asks for huge pages from 4 MiB on.
+_LARGE = 1 << 22
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialized tensor; a large one of the CPU lies on huge pages."""
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if device.type == "cpu" and size >= _LARGE and not torch.compiler.is_compiling():
+        return torch.from_numpy(np.empty(tuple(shape), _NUMPY[dtype]))
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
