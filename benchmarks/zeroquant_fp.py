@@ -44,19 +44,20 @@ CONSTRAINTS = ("none", "m1", "m2")
 
 
 def settings(seeds: int, columns: list[str], constraints: list[str]) -> Iterator[dict[str, Any]]:
-    """Every run of the table, the rows that matter most first."""
-    for seed in range(seeds):
-        for constraint in constraints:
-            for column in columns:
-                for solver in SOLVERS:
-                    if solver == "RTN" and seed:
-                        continue  # needs no data
-                    yield {
-                        "column": column,
-                        "solver": solver,
-                        "constraint": constraint,
-                        "seed": seed,
-                    }
+    """Every run of the table, the rows that matter most first: W4 and unconstrained, seed by seed."""
+    rows = [
+        {"column": column, "solver": solver, "constraint": constraint, "seed": seed}
+        for seed in range(seeds)
+        for constraint in constraints
+        for column in columns
+        for solver in SOLVERS
+        if solver != "RTN" or seed == 0  # rounding to nearest needs no data
+    ]
+
+    def last(row: dict[str, Any]) -> bool:
+        return row["column"].startswith("W8") and (row["constraint"] != "none" or row["seed"] > 0)
+
+    yield from sorted(rows, key=last)
 
 
 def plant_outliers(model: nn.Module, factor: float = 50.0, channels: int = 4) -> None:
@@ -75,7 +76,22 @@ def plant_outliers(model: nn.Module, factor: float = 50.0, channels: int = 4) ->
                 layer.weight.data[:, chosen] /= factor
 
 
-def run(model: nn.Module, tokens: torch.Tensor, held_out: torch.Tensor, row: dict[str, Any],
+class Remembered(nn.Module):
+    """A model that answers every window once and then from memory: the reference of every run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        self.answers: dict[bytes, Any] = {}
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        key = input_ids.numpy().tobytes()
+        if key not in self.answers:
+            self.answers[key] = self.model(input_ids, **kwargs)
+        return self.answers[key]
+
+
+def run(reference: Remembered, tokens: torch.Tensor, held_out: torch.Tensor, row: dict[str, Any],
         args: argparse.Namespace) -> dict[str, Any]:  # fmt: skip
     """One run: the row with its figures."""
     weight, activation = COLUMNS[row["column"]]
@@ -87,12 +103,12 @@ def run(model: nn.Module, tokens: torch.Tensor, held_out: torch.Tensor, row: dic
         "search": str(args.search).lower(),
     }
     windows = sample_windows(tokens, args.samples, args.length, row["seed"])
-    candidate = copy.deepcopy(model)
+    candidate = copy.deepcopy(reference.model)
     started = time.perf_counter()
     report = quantize(candidate, build("zeroquant-fp", chosen), torch.split(windows, 8))
     seconds = time.perf_counter() - started
     with weights_held(candidate):
-        metrics = compare(model, candidate, held_out, window=args.length)
+        metrics = compare(reference, candidate, held_out, window=args.length)
     found = {metric["name"]: metric for metric in metrics}
     done = [entry for entry in report["ledger"] if entry["status"] == "quantized"]
     values = sum(entry["parameters"] for entry in done)
@@ -139,9 +155,9 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--planted", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--evaluate", type=int, default=8192)
+    parser.add_argument("--evaluate", type=int, default=4096)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
@@ -162,6 +178,7 @@ def main() -> None:
     model, tokenizer = load_model(args.model, dtype="float32")
     if args.planted:
         plant_outliers(model)
+    reference = Remembered(model)
     tokens = read_tokens(tokenizer, None, default="calibration")
     held_out = read_tokens(tokenizer, None, default="heldout")[: args.evaluate]
     keys = ("column", "solver", "constraint", "seed")
@@ -169,7 +186,7 @@ def main() -> None:
     for row in settings(args.seeds, args.columns, args.constraints):
         if tuple(row[key] for key in keys) in known:
             continue
-        done = run(model, tokens, held_out, row, args)
+        done = run(reference, tokens, held_out, row, args)
         with args.rows.open("a") as file:
             file.write(json.dumps(done) + "\n")
         print(done, flush=True)

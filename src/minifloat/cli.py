@@ -42,7 +42,9 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Seed of the calibration windows.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
-    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
+    length: Annotated[
+        int, typer.Option(help="Tokens in a window, at most the model's context.")
+    ] = 512,
     evaluate: Annotated[int, typer.Option(help="Held-out tokens to judge on; 0 for none.")] = 4096,
 ) -> None:
     """Quantize a model, judge the result and write a packed checkpoint with its report."""
@@ -73,20 +75,22 @@ def evaluate(
     folder: Annotated[str, typer.Argument(help="A quantized checkpoint.")],
     against: Annotated[str, typer.Option(help="The full-precision model.")],
     tokens: Annotated[int, typer.Option(help="Held-out tokens.")] = 4096,
-    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
+    length: Annotated[
+        int, typer.Option(help="Tokens in a window, at most the model's context.")
+    ] = 512,
     data: Annotated[Path | None, typer.Option(help="Held-out text (UTF-8).")] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")] = "",
 ) -> None:
     """Compare a quantized checkpoint with its full-precision model on held-out text."""
     from minifloat.evaluate.compare import compare
     from minifloat.layers import weights_held
-    from minifloat.models.load import load_model, read_tokens
+    from minifloat.models.load import context, load_model, read_tokens
 
     reference, _ = load_model(against)
     model, tokenizer = load_model(folder)
     held_out = read_tokens(tokenizer, data, default="heldout")[:tokens]
     with weights_held(model):
-        metrics = compare(reference, model, held_out, window=length)
+        metrics = compare(reference, model, held_out, window=context(model, length))
         _print_metrics({"metrics": metrics})
         if tasks:
             from minifloat.evaluate.harness import tasks as run_tasks

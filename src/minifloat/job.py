@@ -15,7 +15,7 @@ from minifloat.export.native import save, whole_or_nothing
 from minifloat.layers import weights_held
 from minifloat.method import Progress, quantize
 from minifloat.methods import build
-from minifloat.models.load import load_model, read_tokens, sample_windows
+from minifloat.models.load import context, load_model, read_tokens, sample_windows
 from minifloat.plan import Plan
 from minifloat.report import write_report
 
@@ -34,7 +34,7 @@ class Job:
         settings: its hyper-parameters as text.
         data: calibration text, or None for the packaged one.
         plan: a plan in place of the method's.
-        samples, length: calibration windows and tokens in each.
+        samples, length: calibration windows and tokens in each, at most the model's context.
         evaluate: held-out tokens to judge the result on; 0 skips the judging.
     """
 
@@ -63,12 +63,13 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         model, tokenizer = load_model(job.model, device=job.device)
         model.eval()
         tokens = read_tokens(tokenizer, job.data, default="calibration")
-        windows = sample_windows(tokens, job.samples, job.length, job.seed).to(job.device)
+        length = context(model, job.length)
+        windows = sample_windows(tokens, job.samples, length, job.seed).to(job.device)
         held_out = read_tokens(tokenizer, None, default="heldout")[: job.evaluate]
         reference = copy.deepcopy(model) if job.evaluate else None
-        batches = list(torch.split(windows, max(1, 4096 // job.length)))
+        batches = list(torch.split(windows, max(1, 4096 // length)))
         report = quantize(model, method, batches, plan=plan, progress=progress)
-        report |= {"model": job.model, "seed": job.seed, "settings": _settings(job)}
+        report |= {"model": job.model, "seed": job.seed, "settings": _settings(job, length)}
         report["size"]["after"] = save(model, plan, folder)
         tokenizer.save_pretrained(str(folder))
         if reference is not None:
@@ -78,7 +79,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
                 torch.inference_mode() if job.device == "cpu" else nullcontext(),
             ):
                 report["metrics"] = compare(
-                    reference, model, held_out.to(job.device), window=job.length
+                    reference, model, held_out.to(job.device), window=length
                 )
             report["seconds"]["evaluate"] = time.perf_counter() - started
             _refuse_collapse(report)
@@ -86,10 +87,10 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     return report
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: Job, length: int) -> dict[str, Any]:
     return {
         "samples": job.samples,
-        "length": job.length,
+        "length": length,
         "data": "packaged State of the Union addresses to 2000"
         if job.data is None
         else str(job.data),

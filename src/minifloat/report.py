@@ -197,7 +197,7 @@ def _page(report: dict[str, Any]) -> str:
     if report.get("peak_memory") is not None:
         costs.append(("peak memory", human_bytes(report["peak_memory"])))
     warnings = "".join(f"<li>{escape(str(w))}</li>" for w in report.get("warnings") or [])
-    title = escape(str(report.get("model") or "Quantization report"))
+    title = escape(Path(str(report.get("model") or "Quantization report")).name)
     method = f"<p class='over'>minifloat · {escape(str(report.get('method') or 'report'))}</p>"
     scroll = _table(_LEDGER, map(_ledger_row, ledger), 5)
     plan = escape(json.dumps(report.get("plan"), indent=1)) if report.get("plan") else ""

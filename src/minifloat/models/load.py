@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from minifloat.errors import UserError, unknown
 
@@ -220,6 +220,13 @@ def read_tokens(
     if len(numbers) < 2:
         raise UserError(f"{name!r} is too short: it has fewer than 2 tokens")
     return torch.tensor(numbers, dtype=torch.int64)
+
+
+def context(model: nn.Module, length: int) -> int:
+    """The length of a window, shortened to what the model can read at once."""
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    return min(length, limit) if isinstance(limit, int) and limit > 0 else length
 
 
 def sample_windows(tokens: Tensor, count: int, length: int, seed: int) -> Tensor:
