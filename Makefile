@@ -15,4 +15,4 @@ types:
 	mypy
 
 test:
-	python -m pytest
+	python -m pytest --cov=minifloat --cov-fail-under=90 --cov-report=term:skip-covered

@@ -86,6 +86,30 @@ def test_straight_through_gradient_is_one_inside() -> None:
     assert (x.grad == 1).float().mean() > 0.9
 
 
+def test_gradient_passes_a_zero_point() -> None:
+    spec = QuantSpec(formats.UINT4, (1, 16), formats.FP16, zero_point=True)
+    x = torch.randn(4, 32, requires_grad=True)
+    y = fake_quantize(x, spec)
+    y.sum().backward()
+    assert torch.equal(y.detach(), fake_quantize(x.detach(), spec))
+    assert x.grad is not None
+    assert (x.grad == 1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "name", ["mxfp6", "nvfp4", "fp8-block", "int4-g128", "nf4-g64", "fp8-token"]
+)
+def test_pieces_do_not_change_the_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, spec = weight((37, 300), 5), SPECS[name]
+    whole = encode(x, spec), fake_quantize(x, spec), search_scale(x, spec).stored
+    for module in ("rounding", "tiles"):
+        monkeypatch.setattr(f"minifloat.{module}.CHUNK", 700)
+    assert torch.equal(encode(x, spec).codes, whole[0].codes)
+    assert torch.equal(decode(whole[0]), whole[1])
+    assert torch.equal(fake_quantize(x, spec), whole[1])
+    assert torch.equal(search_scale(x, spec).stored, whole[2])
+
+
 def error(w: torch.Tensor, spec: QuantSpec, scale: object = None) -> float:
     return float((fake_quantize(w, spec, scale) - w).square().sum())  # type: ignore[arg-type]
 

@@ -147,7 +147,7 @@ def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
     """GPTQ on every layer of the window, with the scales it already has.
 
     Falls back to rounding to nearest where that has the smaller output error, which keeps the pass
-    never worse than its baseline on its own objective. Works with the shrunk Hessian.
+    never worse than its baseline on its own objective.
     """
 
     def apply(window: Window) -> None:
@@ -155,7 +155,7 @@ def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
             spec = work.spec.weight
             assert spec is not None
             assert work.hessian is not None, "collect() comes before solve_gptq()"
-            w, hessian = work.weight(), work.hessian.shrunk
+            w, hessian = work.weight(), work.hessian.value
             solved = gptq(w, hessian, spec, scale=work.scale, damp=damp, act_order=act_order)
             nearest = encode(w, spec, work.scale)
             better = _output_error(w, solved, hessian) <= _output_error(w, nearest, hessian)
