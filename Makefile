@@ -4,12 +4,12 @@
 check: lint types test
 
 format:
-	ruff format src tests zoo benchmarks
-	ruff check --fix src tests zoo benchmarks
+	ruff format src tests zoo benchmarks examples
+	ruff check --fix src tests zoo benchmarks examples
 
 lint:
-	ruff format --check src tests zoo benchmarks
-	ruff check src tests zoo benchmarks
+	ruff format --check src tests zoo benchmarks examples
+	ruff check src tests zoo benchmarks examples
 
 types:
 	mypy

@@ -123,29 +123,33 @@ def run(reference: Remembered, tokens: torch.Tensor, held_out: torch.Tensor, row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown: mean and spread over seeds."""
-    lines = [
-        "| constraint | solver | " + " | ".join(COLUMNS) + " |",
-        "|---" * (2 + len(COLUMNS)) + "|",
-    ]
-    for constraint in CONSTRAINTS:
-        for solver in SOLVERS:
-            cells = [_cell(rows, constraint, solver, column) for column in COLUMNS]
-            lines.append(f"| {constraint} | {solver} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Perplexity and KL divergence in Markdown, mean ± standard deviation over seeds."""
+    parts = []
+    for title, key, digits in (("Perplexity", "perplexity", 2), ("KL divergence", "kl", 4)):
+        lines = [
+            f"{title} (full precision {rows[0]['full_precision'] if key == 'perplexity' else 0:.2f})",
+            "",
+            "| constraint | solver | " + " | ".join(COLUMNS) + " |",
+            "|---" * (2 + len(COLUMNS)) + "|",
+        ]
+        for constraint in CONSTRAINTS:
+            for solver in SOLVERS:
+                found = [r for r in rows if (r["constraint"], r["solver"]) == (constraint, solver)]
+                cells = [
+                    _cell([r for r in found if r["column"] == c], key, digits) for c in COLUMNS
+                ]
+                lines.append(f"| {constraint} | {solver} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
-def _cell(rows: list[dict[str, Any]], constraint: str, solver: str, column: str) -> str:
-    key = (constraint, solver, column)
-    found = [
-        row["perplexity"]
-        for row in rows
-        if (row["constraint"], row["solver"], row["column"]) == key
-    ]
-    if not found:
-        return "-"
-    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.2f}{spread}"
+def _cell(rows: list[dict[str, Any]], key: str, digits: int) -> str:
+    """Seeds are counted where there is more than one, so that a half-done study shows as such."""
+    values = [row[key] for row in rows]
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else "-"
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    return f"{mean:.{digits}f} ± {spread:.{digits}f} ({len(values)})"
 
 
 def main() -> None:

@@ -80,6 +80,7 @@ def evaluate(
     ] = 512,
     data: Annotated[Path | None, typer.Option(help="Held-out text (UTF-8).")] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, separated by commas.")] = "",
+    tasks_folder: Annotated[Path | None, typer.Option(help="Folder of further tasks.")] = None,
 ) -> None:
     """Compare a quantized checkpoint with its full-precision model on held-out text."""
     from minifloat.evaluate.compare import compare
@@ -96,7 +97,9 @@ def evaluate(
             from minifloat.evaluate.harness import tasks as run_tasks
 
             console.print_json(
-                json.dumps(run_tasks(model, tokenizer, tasks.split(",")), default=str)
+                json.dumps(
+                    run_tasks(model, tokenizer, tasks.split(","), folder=tasks_folder), default=str
+                )
             )
 
 

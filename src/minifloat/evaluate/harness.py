@@ -1,6 +1,7 @@
 """Benchmark tasks of the LM Evaluation Harness, run on the model in memory."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,11 +10,23 @@ from minifloat.errors import UserError, unknown
 
 
 def tasks(
-    model: nn.Module, tokenizer: Any, names: Sequence[str], limit: int | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    names: Sequence[str],
+    *,
+    limit: int | None = None,
+    folder: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each task by name; `limit` takes only that many examples of each task.
+    """Metrics of each task by name.
 
     The live model is handed over, so a quantized model needs no detour over a saved file.
+
+    Args:
+        model: causal language model of transformers.
+        tokenizer: its tokenizer.
+        names: tasks of the harness, or of `folder`.
+        limit: take only that many examples of each task.
+        folder: YAML files of further tasks, such as ones whose data is at hand.
     """
     try:
         from lm_eval import simple_evaluate
@@ -25,7 +38,7 @@ def tasks(
         ) from error
     if not names:
         raise UserError("name at least one benchmark task")
-    manager = TaskManager()
+    manager = TaskManager(include_path=None if folder is None else str(folder))
     for name in names:
         if name not in manager.all_tasks:
             raise unknown("task", name, manager.all_tasks)
