@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
-from minifloat.kernels import reference
+from minifloat.kernels.packed import PackedLinear
 from minifloat.kernels.table import pick
 from minifloat.packing import pack, packed_width
 from minifloat.qtensor import QTensor
@@ -100,18 +100,21 @@ class QLinear(nn.Module):
             return None
         return self.get_buffer("low_rank_up"), self.get_buffer("low_rank_down")
 
-    def decoded(self) -> Tensor:
-        """The weight [out, in] that the codes stand for, without the low-rank branch."""
-        if self._held is not None:
-            return self._held
-        assert self.spec.weight is not None
+    def packed(self) -> PackedLinear:
+        """The layer as kernels see it; its tensors are shared, not copied."""
         scale = Scale(
             self.weight_scale,
             self._optional("weight_outer_scale"),
             self._optional("weight_zero_point"),
         )
         shape = (self.out_features, self.in_features)
-        return reference.weight(self.weight, scale, self.spec.weight, shape, self.dtype)
+        return PackedLinear(
+            self.weight, scale, self.spec, shape, self.dtype, self.bias, self.low_rank, self._held
+        )
+
+    def decoded(self) -> Tensor:
+        """The weight [out, in] that the codes stand for, without the low-rank branch."""
+        return self.packed().weight()
 
     def hold(self, keep: bool) -> None:
         """Keep the decoded weight in memory, or let it go."""
@@ -119,7 +122,7 @@ class QLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = pick("linear", self.spec, x.device.type)
-        y: Tensor = kernel.run(x, self.decoded(), self.bias, self.spec, None, self.low_rank)
+        y: Tensor = kernel.run(x, self.packed())
         return y
 
     def extra_repr(self) -> str:

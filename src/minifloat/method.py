@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minifloat.calibrate.stats import linears
 from minifloat.calibrate.walk import Pass, Window, walk
 from minifloat.errors import UserError
+from minifloat.kernels.table import pick
 from minifloat.layers import QLinear
 from minifloat.models.adapter import Adapter
 from minifloat.models.llama import LlamaAdapter
@@ -110,6 +111,7 @@ def _ledger(
             row |= {"status": "quantized", "reason": "", "weight": str(spec.weight)}
             row |= {"input": None if spec.input is None else str(spec.input)}
             row |= {"bits": _theory_bits(layer), "bytes": stored} | outcome[layer_name]
+            row["kernel"] = pick("linear", spec, layer.weight.device.type).name
         else:
             row |= {"status": "kept", "reason": _why_kept(name, layer_name, specs)}
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}

@@ -169,11 +169,12 @@ def _ledger_row(e: dict[str, Any]) -> list[str]:
     forms = {"parameters": ",", "bits": ".4g", "weight_sqnr": ".2f", "output_sqnr": ".2f"}
     parameters, bits, *sqnr = (_number(e.get(k), f) for k, f in forms.items())
     samples = _number(e.get("samples"), ",")
-    return [*words, shape, parameters, bits, human_bytes(e.get("bytes")), *sqnr, samples, between]
+    size, kernel = human_bytes(e.get("bytes")), e.get("kernel") or NONE
+    return [*words, shape, parameters, bits, size, *sqnr, samples, between, kernel]
 
 
 _LEDGER = ["parameter", "status", "weight", "input", "shape", "parameters", "bits", "size",
-           "weight SQNR", "output SQNR", "samples", "scale"]  # fmt: skip
+           "weight SQNR", "output SQNR", "samples", "scale", "kernel"]  # fmt: skip
 
 
 def _page(report: dict[str, Any]) -> str:

@@ -6,10 +6,11 @@ Set MINIFLOAT_KERNEL to a row's name to force it. Fast rows join this table; not
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from minifloat.errors import unknown
-from minifloat.kernels import reference
+from minifloat.kernels import cpu, reference
 from minifloat.spec import LayerSpec
 
 
@@ -25,14 +26,19 @@ class Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = (
+    Kernel("linear", "cpu-w4", "cpu", cpu.accepts, cpu.linear),
     Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
 )
 
 
 def pick(op: str, spec: LayerSpec, device: str) -> Kernel:
     """The first row that runs this op for this spec on this device."""
+    return _pick(op, spec, device, os.environ.get("MINIFLOAT_KERNEL"))
+
+
+@lru_cache(maxsize=1024)
+def _pick(op: str, spec: LayerSpec, device: str, forced: str | None) -> Kernel:
     rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
-    forced = os.environ.get("MINIFLOAT_KERNEL")
     if forced:
         rows = [row for row in rows if row.name == forced]
     for row in rows:

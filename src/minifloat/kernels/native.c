@@ -1,0 +1,186 @@
+/* Packed 4-bit weights on the CPU: y = x W^T with W decoded in registers, never in memory.
+
+   W is [rows, columns] of 4-bit codes, two a byte, the even column in the low nibble, each row on a
+   byte of its own; a group of columns shares a scale. Any 4-bit format is a table of 16 floats, so
+   E2M1, E3M0, INT4 and NF4 are one kernel. Two columns of a byte are looked up apart: activations are
+   split into even and odd columns once, and nothing is shuffled in the inner loop.
+
+   Compiled without -march: each function names its instruction set, and the choice is made at run
+   time. Every path adds the same products in its own order, so results differ by fp32's rounding. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STEP 32 /* columns of one step: 16 bytes of codes, two vectors of 16 floats */
+#define TILE 4  /* tokens that share a decoded weight */
+
+typedef void (*row_kernel)(const uint8_t *codes, const float *scales, const float *table,
+                           const float *x, int64_t stride, int64_t columns, int64_t group,
+                           int tokens, float *out);
+
+/* The readable twin, and the path of other processors. x: tokens of [even | odd] halves a step. */
+static void row_plain(const uint8_t *codes, const float *scales, const float *table, const float *x,
+                      int64_t stride, int64_t columns, int64_t group, int tokens, float *out) {
+    for (int t = 0; t < tokens; t++) {
+        float total = 0;
+        for (int64_t start = 0, g = 0; start < columns; start += group, g++) {
+            int64_t end = start + group < columns ? start + group : columns;
+            float sum = 0;
+            for (int64_t k = start; k < end; k++) {
+                uint8_t byte = codes[k / 2];
+                int64_t at = k / STEP * STEP + k % 2 * (STEP / 2) + k % STEP / 2;
+                sum += table[k % 2 ? byte >> 4 : byte & 15] * x[t * stride + at];
+            }
+            total += sum * scales[g];
+        }
+        out[t] = total;
+    }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+/* Tail of a row: up to 15 bytes, zero beyond the end. Activations there are zero as well. */
+static inline __attribute__((target("sse2"))) __m128i load_bytes(const uint8_t *at, int64_t left) {
+    if (left >= 16) return _mm_loadu_si128((const __m128i *)at);
+    uint8_t bytes[16] = {0};
+    memcpy(bytes, at, (size_t)left);
+    return _mm_loadu_si128((const __m128i *)bytes);
+}
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+
+#define ROW_AVX512(T)                                                                             \
+    static AVX512 void row_avx512_##T(const uint8_t *codes, const float *scales,                  \
+                                      const float *table, const float *x, int64_t stride,         \
+                                      int64_t columns, int64_t group, float *out) {               \
+        const __m512 values = _mm512_loadu_ps(table);                                             \
+        const int64_t bytes = (columns + 1) / 2;                                                  \
+        __m512 total[T];                                                                          \
+        for (int t = 0; t < T; t++) total[t] = _mm512_setzero_ps();                               \
+        for (int64_t start = 0, g = 0; start < columns; start += group, g++) {                    \
+            int64_t end = start + group < columns ? start + group : columns;                      \
+            __m512 even[T], odd[T];                                                               \
+            for (int t = 0; t < T; t++) even[t] = odd[t] = _mm512_setzero_ps();                   \
+            for (int64_t k = start; k < end; k += STEP) {                                         \
+                __m512i code = _mm512_cvtepu8_epi32(load_bytes(codes + k / 2, bytes - k / 2));    \
+                __m512 low = _mm512_permutexvar_ps(code, values);                                 \
+                __m512 high = _mm512_permutexvar_ps(_mm512_srli_epi32(code, 4), values);          \
+                for (int t = 0; t < T; t++) {                                                     \
+                    const float *at = x + t * stride + k;                                         \
+                    even[t] = _mm512_fmadd_ps(low, _mm512_loadu_ps(at), even[t]);                 \
+                    odd[t] = _mm512_fmadd_ps(high, _mm512_loadu_ps(at + STEP / 2), odd[t]);       \
+                }                                                                                 \
+            }                                                                                     \
+            __m512 scale = _mm512_set1_ps(scales[g]);                                             \
+            for (int t = 0; t < T; t++)                                                           \
+                total[t] = _mm512_fmadd_ps(_mm512_add_ps(even[t], odd[t]), scale, total[t]);      \
+        }                                                                                         \
+        for (int t = 0; t < T; t++) out[t] = _mm512_reduce_add_ps(total[t]);                      \
+    }
+
+ROW_AVX512(1)
+ROW_AVX512(2)
+ROW_AVX512(3)
+ROW_AVX512(4)
+
+static void row_avx512(const uint8_t *codes, const float *scales, const float *table, const float *x,
+                       int64_t stride, int64_t columns, int64_t group, int tokens, float *out) {
+    switch (tokens) {
+    case 1: row_avx512_1(codes, scales, table, x, stride, columns, group, out); break;
+    case 2: row_avx512_2(codes, scales, table, x, stride, columns, group, out); break;
+    case 3: row_avx512_3(codes, scales, table, x, stride, columns, group, out); break;
+    default: row_avx512_4(codes, scales, table, x, stride, columns, group, out);
+    }
+}
+
+#define AVX2 __attribute__((target("avx2,fma")))
+
+/* Two tables of 8; bit 3 of the code, moved to the sign, chooses between them. */
+static inline AVX2 __m256 look_up(__m256i code, __m256 first, __m256 second) {
+    __m256 choose = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(first, code),
+                            _mm256_permutevar8x32_ps(second, code), choose);
+}
+
+static AVX2 void row_avx2(const uint8_t *codes, const float *scales, const float *table,
+                          const float *x, int64_t stride, int64_t columns, int64_t group, int tokens,
+                          float *out) {
+    const __m256 first = _mm256_loadu_ps(table), second = _mm256_loadu_ps(table + 8);
+    const int64_t bytes = (columns + 1) / 2;
+    __m256 total[TILE];
+    for (int t = 0; t < tokens; t++) total[t] = _mm256_setzero_ps();
+    for (int64_t start = 0, g = 0; start < columns; start += group, g++) {
+        int64_t end = start + group < columns ? start + group : columns;
+        __m256 sum[TILE];
+        for (int t = 0; t < tokens; t++) sum[t] = _mm256_setzero_ps();
+        for (int64_t k = start; k < end; k += STEP) {
+            __m128i raw = load_bytes(codes + k / 2, bytes - k / 2);
+            for (int half = 0; half < 2; half++) {
+                __m256i code = _mm256_cvtepu8_epi32(half ? _mm_srli_si128(raw, 8) : raw);
+                __m256 low = look_up(code, first, second);
+                __m256 high = look_up(_mm256_srli_epi32(code, 4), first, second);
+                for (int t = 0; t < tokens; t++) {
+                    const float *at = x + t * stride + k + 8 * half;
+                    sum[t] = _mm256_fmadd_ps(low, _mm256_loadu_ps(at), sum[t]);
+                    sum[t] = _mm256_fmadd_ps(high, _mm256_loadu_ps(at + STEP / 2), sum[t]);
+                }
+            }
+        }
+        __m256 scale = _mm256_set1_ps(scales[g]);
+        for (int t = 0; t < tokens; t++) total[t] = _mm256_fmadd_ps(sum[t], scale, total[t]);
+    }
+    for (int t = 0; t < tokens; t++) {
+        float lanes[8];
+        _mm256_storeu_ps(lanes, total[t]);
+        out[t] = ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +
+                 ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+    }
+}
+#endif
+
+/* 0 plain, 1 AVX2, 2 AVX-512: the best that runs here, or at most what is asked. */
+int mf_level(int at_most) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (at_most >= 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (at_most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+static row_kernel kernel_of(int level) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (level == 2) return row_avx512;
+    if (level == 1) return row_avx2;
+#endif
+    return row_plain;
+}
+
+/* out [tokens, rows] = x [tokens, columns] W^T. Returns 0, or 1 without memory. `group` is a multiple
+   of 32, or at least `columns`. */
+int mf_linear_w4(const float *x, const uint8_t *codes, const float *scales, const float *table,
+                 float *out, int64_t tokens, int64_t rows, int64_t columns, int64_t group, int level,
+                 int threads) {
+    const int64_t padded = (columns + STEP - 1) / STEP * STEP;
+    const int64_t width = (columns + 1) / 2, groups = (columns + group - 1) / group;
+    const row_kernel kernel = kernel_of(level);
+    float *split = calloc((size_t)(tokens * padded), sizeof(float));
+    if (!split) return 1;
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t k = 0; k < columns; k++)
+            split[t * padded + k / STEP * STEP + k % 2 * (STEP / 2) + k % STEP / 2] =
+                x[t * columns + k];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t t = 0; t < tokens; t += TILE) {
+            int count = tokens - t < TILE ? (int)(tokens - t) : TILE;
+            float y[TILE];
+            kernel(codes + row * width, scales + row * groups, table, split + t * padded, padded,
+                   columns, group, count, y);
+            for (int i = 0; i < count; i++) out[(t + i) * rows + row] = y[i];
+        }
+    free(split);
+    return 0;
+}

@@ -1,0 +1,45 @@
+"""What a kernel gets to see of a layer: packed codes, scales, bias and the low-rank branch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minifloat.packing import unpack
+from minifloat.qtensor import QTensor, decode
+from minifloat.scales import Scale
+from minifloat.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer [out, in] as it is stored.
+
+    Attributes:
+        codes: uint8 [out, packed width].
+        scale: stored scales of the weight's tiles.
+        spec: how weight, input and output are quantized.
+        shape: (out, in).
+        dtype: of the decoded weight.
+        bias: [out] or None.
+        low_rank: the branch (up [out, rank], down [rank, in]) or None.
+        held: the decoded weight, where it is kept in memory.
+    """
+
+    codes: Tensor
+    scale: Scale
+    spec: LayerSpec
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    bias: Tensor | None = None
+    low_rank: tuple[Tensor, Tensor] | None = None
+    held: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        """The decoded weight [out, in], without the low-rank branch."""
+        if self.held is not None:
+            return self.held
+        spec = self.spec.weight
+        assert spec is not None
+        codes = unpack(self.codes, spec.format.bits, self.shape[1])
+        return decode(QTensor(codes, self.scale, spec, self.shape), self.dtype)
