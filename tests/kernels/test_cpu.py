@@ -71,6 +71,7 @@ def test_every_path_equals_the_reference(
     x, layer = problem(LayerSpec(weight=SPECS[name]), *shape)
     assert pick("linear", layer.spec, "cpu").name == "cpu-w4"
     assert_close(cpu.linear(x, layer), reference.linear(x, layer))
+    assert torch.equal(cpu.decoded(layer), layer.weight())
 
 
 def test_quantized_input_output_and_branch() -> None:

@@ -38,6 +38,16 @@ static void row_plain(const uint8_t *codes, const float *scales, const float *ta
     }
 }
 
+/* Decodes columns [start, end) of a row, `start` on a step, all under one scale. */
+typedef void (*span_decoder)(const uint8_t *codes, float scale, const float *table, int64_t start,
+                             int64_t end, float *out);
+
+static void decode_plain(const uint8_t *codes, float scale, const float *table, int64_t start,
+                         int64_t end, float *out) {
+    for (int64_t k = start; k < end; k++)
+        out[k] = table[k % 2 ? codes[k / 2] >> 4 : codes[k / 2] & 15] * scale;
+}
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
@@ -95,6 +105,23 @@ static void row_avx512(const uint8_t *codes, const float *scales, const float *t
     }
 }
 
+static AVX512 void decode_avx512(const uint8_t *codes, float scale, const float *table,
+                                 int64_t start, int64_t end, float *out) {
+    const __m512 values = _mm512_loadu_ps(table), factor = _mm512_set1_ps(scale);
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    int64_t k = start;
+    for (; k + STEP <= end; k += STEP) {
+        __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(codes + k / 2)));
+        __m512 low = _mm512_mul_ps(_mm512_permutexvar_ps(code, values), factor);
+        __m512i upper = _mm512_srli_epi32(code, 4);
+        __m512 high = _mm512_mul_ps(_mm512_permutexvar_ps(upper, values), factor);
+        _mm512_storeu_ps(out + k, _mm512_permutex2var_ps(low, first, high));
+        _mm512_storeu_ps(out + k + 16, _mm512_permutex2var_ps(low, second, high));
+    }
+    decode_plain(codes, scale, table, k, end, out);
+}
+
 #define AVX2 __attribute__((target("avx2,fma")))
 
 /* Two tables of 8; bit 3 of the code, moved to the sign, chooses between them. */
@@ -138,6 +165,22 @@ static AVX2 void row_avx2(const uint8_t *codes, const float *scales, const float
                  ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
     }
 }
+
+static AVX2 void decode_avx2(const uint8_t *codes, float scale, const float *table, int64_t start,
+                             int64_t end, float *out) {
+    const __m256 first = _mm256_loadu_ps(table), second = _mm256_loadu_ps(table + 8);
+    const __m256 factor = _mm256_set1_ps(scale);
+    int64_t k = start;
+    for (; k + STEP / 2 <= end; k += STEP / 2) {
+        __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + k / 2)));
+        __m256 low = _mm256_mul_ps(look_up(code, first, second), factor);
+        __m256 high = _mm256_mul_ps(look_up(_mm256_srli_epi32(code, 4), first, second), factor);
+        __m256 left = _mm256_unpacklo_ps(low, high), right = _mm256_unpackhi_ps(low, high);
+        _mm256_storeu_ps(out + k, _mm256_permute2f128_ps(left, right, 0x20));
+        _mm256_storeu_ps(out + k + 8, _mm256_permute2f128_ps(left, right, 0x31));
+    }
+    decode_plain(codes, scale, table, k, end, out);
+}
 #endif
 
 /* 0 plain, 1 AVX2, 2 AVX-512: the best that runs here, or at most what is asked. */
@@ -156,6 +199,28 @@ static row_kernel kernel_of(int level) {
     if (level == 1) return row_avx2;
 #endif
     return row_plain;
+}
+
+static span_decoder decoder_of(int level) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (level == 2) return decode_avx512;
+    if (level == 1) return decode_avx2;
+#endif
+    return decode_plain;
+}
+
+/* out [rows, columns]: the weight, bit for bit as table[code] * scale. */
+void mf_decode_w4(const uint8_t *codes, const float *scales, const float *table, float *out,
+                  int64_t rows, int64_t columns, int64_t group, int level, int threads) {
+    const int64_t width = (columns + 1) / 2, groups = (columns + group - 1) / group;
+    const span_decoder decode = decoder_of(level);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t start = g * group, end = start + group < columns ? start + group : columns;
+            decode(codes + row * width, scales[row * groups + g], table, start, end,
+                   out + row * columns);
+        }
 }
 
 /* out [tokens, rows] = x [tokens, columns] W^T. Returns 0, or 1 without memory. `group` is a multiple
