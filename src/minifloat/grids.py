@@ -220,14 +220,14 @@ def decode_chunk(codes: Tensor, fmt: Format, out: Tensor) -> None:
         out.copy_(codes)
     elif fmt in _CASTS_BACK:
         out.copy_(codes.view(_CASTS_BACK[fmt]))
-    elif codes.device.type == "cpu" and _fits_half(fmt):
+    elif codes.device.type == "cpu" and fits_half(fmt):
         _decode_as_half(codes, fmt, out)
     else:
         table = value_table(fmt, codes.device).to(out.dtype)
         out.copy_(table.index_select(0, codes.reshape(-1).int()).view(codes.shape))
 
 
-def _fits_half(fmt: Format) -> bool:
+def fits_half(fmt: Format) -> bool:
     """Whether finite codes are numbers of fp16, up to a power of two."""
     return 1 <= fmt.exponent_bits <= 4 and fmt.signed and fmt.top != "ieee"
 

@@ -3,17 +3,11 @@
    W is [rows, columns] of 4-bit codes, two a byte, the even column in the low nibble, each row on a
    byte of its own; a group of columns shares a scale. Any 4-bit format is a table of 16 floats, so
    E2M1, E3M0, INT4 and NF4 are one kernel. Two columns of a byte are looked up apart: activations are
-   split into even and odd columns once, and nothing is shuffled in the inner loop.
+   split into even and odd columns once, and nothing is shuffled in the inner loop. */
 
-   Compiled without -march: each function names its instruction set, and the choice is made at run
-   time. Every path adds the same products in its own order, so results differ by fp32's rounding. */
-
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "common.h"
 
 #define STEP 32 /* columns of one step: 16 bytes of codes, two vectors of 16 floats */
-#define TILE 4  /* tokens that share a decoded weight */
 
 typedef void (*row_kernel)(const uint8_t *codes, const float *scales, const float *table,
                            const float *x, int64_t stride, int64_t columns, int64_t group,
@@ -48,19 +42,7 @@ static void decode_plain(const uint8_t *codes, float scale, const float *table, 
         out[k] = table[k % 2 ? codes[k / 2] >> 4 : codes[k / 2] & 15] * scale;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
-/* Tail of a row: up to 15 bytes, zero beyond the end. Activations there are zero as well. */
-static inline __attribute__((target("sse2"))) __m128i load_bytes(const uint8_t *at, int64_t left) {
-    if (left >= 16) return _mm_loadu_si128((const __m128i *)at);
-    uint8_t bytes[16] = {0};
-    memcpy(bytes, at, (size_t)left);
-    return _mm_loadu_si128((const __m128i *)bytes);
-}
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
-
+#ifdef MINIFLOAT_X86
 #define ROW_AVX512(T)                                                                             \
     static AVX512 void row_avx512_##T(const uint8_t *codes, const float *scales,                  \
                                       const float *table, const float *x, int64_t stride,         \
@@ -122,8 +104,6 @@ static AVX512 void decode_avx512(const uint8_t *codes, float scale, const float 
     decode_plain(codes, scale, table, k, end, out);
 }
 
-#define AVX2 __attribute__((target("avx2,fma")))
-
 /* Two tables of 8; bit 3 of the code, moved to the sign, chooses between them. */
 static inline AVX2 __m256 look_up(__m256i code, __m256 first, __m256 second) {
     __m256 choose = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
@@ -158,12 +138,7 @@ static AVX2 void row_avx2(const uint8_t *codes, const float *scales, const float
         __m256 scale = _mm256_set1_ps(scales[g]);
         for (int t = 0; t < tokens; t++) total[t] = _mm256_fmadd_ps(sum[t], scale, total[t]);
     }
-    for (int t = 0; t < tokens; t++) {
-        float lanes[8];
-        _mm256_storeu_ps(lanes, total[t]);
-        out[t] = ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +
-                 ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
-    }
+    for (int t = 0; t < tokens; t++) out[t] = sum_lanes(total[t]);
 }
 
 static AVX2 void decode_avx2(const uint8_t *codes, float scale, const float *table, int64_t start,
@@ -183,18 +158,19 @@ static AVX2 void decode_avx2(const uint8_t *codes, float scale, const float *tab
 }
 #endif
 
-/* 0 plain, 1 AVX2, 2 AVX-512: the best that runs here, or at most what is asked. */
 int mf_level(int at_most) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef MINIFLOAT_X86
     if (at_most >= 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return 2;
-    if (at_most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    if (at_most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return 1;
 #endif
     return 0;
 }
 
 static row_kernel kernel_of(int level) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef MINIFLOAT_X86
     if (level == 2) return row_avx512;
     if (level == 1) return row_avx2;
 #endif
@@ -202,15 +178,15 @@ static row_kernel kernel_of(int level) {
 }
 
 static span_decoder decoder_of(int level) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef MINIFLOAT_X86
     if (level == 2) return decode_avx512;
     if (level == 1) return decode_avx2;
 #endif
     return decode_plain;
 }
 
-/* out [rows, columns]: the weight, bit for bit as table[code] * scale. */
-void mf_decode_w4(const uint8_t *codes, const float *scales, const float *table, float *out,
+/* out [rows, columns]: the weight, bit for bit as table[code] * scale. Returns 0. */
+int mf_decode_w4(const uint8_t *codes, const float *scales, const float *table, float *out,
                   int64_t rows, int64_t columns, int64_t group, int level, int threads) {
     const int64_t width = (columns + 1) / 2, groups = (columns + group - 1) / group;
     const span_decoder decode = decoder_of(level);
@@ -221,6 +197,7 @@ void mf_decode_w4(const uint8_t *codes, const float *scales, const float *table,
             decode(codes + row * width, scales[row * groups + g], table, start, end,
                    out + row * columns);
         }
+    return 0;
 }
 
 /* out [tokens, rows] = x [tokens, columns] W^T. Returns 0, or 1 without memory. `group` is a multiple
