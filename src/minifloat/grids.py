@@ -167,7 +167,8 @@ def encode_powers(x: Tensor, fmt: Format, out: Tensor, direction: Direction = "n
     """
     if fmt in _CASTS and direction == "nearest" and x.dtype == torch.float32:
         out.copy_(x.clamp(fmt.min, fmt.max).to(_CASTS[fmt]).view(torch.uint8))
-        out.masked_fill_(x < 1.5 * fmt.min, 0)  # where torch 2.13 rounds fp32's subnormals up
+        if float(x.amin()) < 1.5 * fmt.min:  # torch 2.13 rounds fp32's subnormals up
+            out.masked_fill_(x < 1.5 * fmt.min, 0)
         return
     one = 1 << _FP64.fraction_bits
     carry = {"nearest": one >> 1, "up": one - 1, "down": 0}[direction]
@@ -177,10 +178,11 @@ def encode_powers(x: Tensor, fmt: Format, out: Tensor, direction: Direction = "n
 
 
 def _round_powers(x: Tensor, fmt: Format, out: Tensor) -> None:
-    codes = torch.empty(x.shape, dtype=torch.int64, device=x.device)
+    codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     encode_powers(x, fmt, codes)
-    out.copy_(powers(codes, fmt))
-    out.masked_fill_(~(x > 0), torch.nan)
+    decode_chunk(codes, fmt, out)
+    if not float(x.amin()) > 0:
+        out.masked_fill_(~(x > 0), torch.nan)
 
 
 def powers(codes: Tensor, fmt: Format) -> Tensor:
