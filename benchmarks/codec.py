@@ -14,11 +14,8 @@ Needs the peers (`pip install ml_dtypes==0.6.0 gfloat==0.5.2 torchao==0.18.0`); 
 """
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.quantization import quant_primitives as affine
 
+from benchmarks.common import finish
 from minifloat import rounding
 from minifloat.formats import Format
 from minifloat.qtensor import decode, encode, fake_quantize
@@ -269,13 +267,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(args.size, args.size, generator=generator)
     rows = measure(x)
-    packages = ("torch", "ml_dtypes", "gfloat", "torchao", "numpy")
-    versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    print(table(rows))
-    print(", ".join(f"{name} {number}" for name, number in versions.items()))
-    print(f"{torch.get_num_threads()} threads")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"rows": rows, "versions": versions}, indent=2) + "\n")
+    finish(rows, table(rows), ("torch", "ml_dtypes", "gfloat", "torchao", "numpy"), args.json)
 
 
 if __name__ == "__main__":

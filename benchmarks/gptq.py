@@ -12,10 +12,7 @@ Needs llm-compressor (`pip install llmcompressor==0.14.0.1`) in the environment;
 """
 
 import argparse
-import json
-import platform
 import time
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common import finish
 from minifloat.passes.gptq import gptq
 from minifloat.qtensor import decode, encode, scale_of
 from minifloat.scales import Scale
@@ -140,13 +138,7 @@ def main() -> None:
     if find_spec("llmcompressor") is None:
         raise SystemExit("llm-compressor is not installed: pip install llmcompressor==0.14.0.1")
     rows = [compare(shape, o, args.repeats) for shape in args.shapes for o in (False, True)]
-    print(table(rows))
-    packages = ("torch", "llmcompressor", "compressed-tensors")
-    versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    print(", ".join(f"{name} {number}" for name, number in versions.items()))
-    print(f"{torch.get_num_threads()} threads")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"rows": rows, "versions": versions}, indent=2) + "\n")
+    finish(rows, table(rows), ("torch", "llmcompressor", "compressed-tensors"), args.json)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,14 @@ among copies that together exceed the last-level cache, as the layers of a model
 """
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.common import finish
 from minifloat.kernels import cpu, native, reference
 from minifloat.kernels.packed import PackedLinear
 from minifloat.packing import pack
@@ -135,12 +133,8 @@ def main() -> None:
         for shape in args.shapes:
             for threads in sorted({1, most}):
                 rows += measure(shape, threads)
-    print(table(rows))
-    versions = {"torch": version("torch"), "python": platform.python_version()}
-    isa = ("plain C", "AVX2", "AVX-512")[native.level()]
-    print(", ".join(f"{name} {number}" for name, number in versions.items()), isa)
-    if args.json is not None:
-        args.json.write_text(json.dumps({"rows": rows, "versions": versions}, indent=2) + "\n")
+    print(("plain C", "AVX2", "AVX-512")[native.level()])
+    finish(rows, table(rows), ("torch",), args.json)
 
 
 if __name__ == "__main__":

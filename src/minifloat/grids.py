@@ -29,7 +29,7 @@ Chunk = Callable[[Tensor, Format, Tensor], None]
 
 # Formats that torch casts to in vector code, with the same values and ties; and from, likewise fast.
 _CASTS = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2, E8M0: torch.float8_e8m0fnu}
-_CASTS_BACK = {E5M2: torch.float8_e5m2, E8M0: torch.float8_e8m0fnu}
+_CASTS_BACK = {fmt: _CASTS[fmt] for fmt in (E5M2, E8M0)}
 
 
 class Grid(NamedTuple):
@@ -234,16 +234,23 @@ def fits_half(fmt: Format) -> bool:
     return 1 <= fmt.exponent_bits <= 4 and fmt.signed and fmt.top != "ieee"
 
 
-def _decode_as_half(codes: Tensor, fmt: Format, out: Tensor) -> None:
-    """Move sign, exponent and fraction to fp16's places; its own subnormals do the rest.
+def half_layout(fmt: Format) -> tuple[int, int, float]:
+    """Shift and mask that move a code to fp16's places, and the power of two that is left over.
 
-    Widened from the left end of a signed byte, the sign fills all bits down to the exponent: the
-    product moves the fields, the mask clears the copies of the sign. 1.5x faster than the table.
+    The code stands at the left end of a signed byte and is widened to 16 bits: its sign then fills
+    all bits down to the exponent; the shift moves the fields, the mask clears the copies of the sign.
     """
+    mask = 0xFFFF & ~((1 << 15) - (1 << (10 + fmt.exponent_bits)))
+    return 3 + fmt.exponent_bits, mask, 2.0 ** (15 - fmt.bias)
+
+
+def _decode_as_half(codes: Tensor, fmt: Format, out: Tensor) -> None:
+    """Through fp16, whose own subnormals do the rest: 1.5x faster than the table."""
+    shift, mask, factor = half_layout(fmt)
     aligned = codes << (8 - fmt.bits) if fmt.bits < 8 else codes
-    wide = aligned.view(torch.int8).to(torch.int16).mul_(1 << (3 + fmt.exponent_bits))
-    wide.bitwise_and_(~((1 << 15) - (1 << (10 + fmt.exponent_bits))))
-    out.copy_(wide.view(torch.float16)).mul_(2.0 ** (15 - fmt.bias))
+    wide = aligned.view(torch.int8).to(torch.int16).mul_(1 << shift)
+    wide.bitwise_and_(mask - (1 << 16))  # the mask as a signed number: its highest bit is set
+    out.copy_(wide.view(torch.float16)).mul_(factor)
     if fmt.nan_code is not None and bool((codes & fmt.nan_code).amax() == fmt.nan_code):
         out.masked_fill_(codes & fmt.nan_code == fmt.nan_code, torch.nan)
 

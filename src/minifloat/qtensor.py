@@ -35,9 +35,14 @@ class QTensor:
     shape: tuple[int, ...]
 
 
-def scale_of(x: Tensor, spec: QuantSpec) -> Scale:
-    """The scales that the largest magnitudes (or minimum and maximum) of the tiles of [R, C] ask."""
-    return fit_asymmetric(x, spec) if spec.zero_point else fit(amax_range(x, spec), spec)
+def scale_of(x: Tensor, spec: QuantSpec, peaks: Tensor | None = None) -> Scale:
+    """The scales that the largest magnitudes (or minimum and maximum) of the tiles of [R, C] ask.
+
+    `peaks` are the tiles' largest magnitudes, where they are known already.
+    """
+    if spec.zero_point:
+        return fit_asymmetric(x, spec)
+    return fit(amax_range(x, spec) if peaks is None else peaks, spec)
 
 
 def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
@@ -51,7 +56,7 @@ def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
     if not bool(peaks.isfinite().all()):
         raise UserError("the tensor holds NaN or Inf; mend the checkpoint before quantizing it")
     if scale is None:
-        scale = fit_asymmetric(matrix, spec) if spec.zero_point else fit(peaks, spec)
+        scale = scale_of(matrix, spec, peaks)
     codes = empty(matrix.shape, torch.uint8, matrix.device)
     write = grid_of(spec.format).encode
     for part, values, zero, out in _pieces(matrix, codes, spec, scale):

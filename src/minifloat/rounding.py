@@ -76,7 +76,7 @@ def encode(x: Tensor, fmt: Format, *, saturate: bool = True) -> Tensor:
             if fmt.nan_code is None:
                 raise UserError(f"NaN cannot be written as {fmt}, which has no code for it")
             out.masked_fill_(part.isnan(), fmt.nan_code)
-        if not saturate and fmt.top != "finite" and not fmt.is_power_of_two:
+        if not saturate and _has_overflow(fmt):
             _overflow_codes(part, fmt, out)
 
     return _chunked(chunk, x.to(layout_of(x).dtype), torch.uint8)
@@ -137,7 +137,7 @@ def _round(
         grid.round(part, fmt, out)
         if directed:
             _reround(part, fmt, out, rounding, generator)
-        if not saturate and fmt.top != "finite" and not fmt.is_power_of_two:
+        if not saturate and _has_overflow(fmt):
             _overflow(part, fmt, out, rounding)
 
     return _chunked(chunk, x.to(layout.dtype), layout.dtype).to(x.dtype)
@@ -157,6 +157,11 @@ def _chunked(function: Callable[[Tensor, Tensor], None], x: Tensor, dtype: torch
     for start in range(0, size, step):
         function(flat[start : start + step], flat_out[start : start + step])
     return out
+
+
+def _has_overflow(fmt: Format) -> bool:
+    """Whether the top of a format offers NaN or Inf to what lies beyond; E8M0 saturates."""
+    return fmt.top != "finite" and not fmt.is_power_of_two
 
 
 def _overflow_codes(x: Tensor, fmt: Format, codes: Tensor) -> None:

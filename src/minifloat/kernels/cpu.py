@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minifloat.formats import E5M2, Format
-from minifloat.grids import fits_half, value_table
+from minifloat.grids import fits_half, half_layout, value_table
 from minifloat.kernels import reference
 from minifloat.kernels.native import library
 from minifloat.kernels.packed import PackedLinear
@@ -49,7 +49,7 @@ def linear_w8(x: Tensor, layer: PackedLinear) -> Tensor:
     fmt = _weight_format(layer)
 
     def multiply(wide: Tensor) -> Tensor:
-        shift, mask, factor = (0, 0, 1.0) if fmt.is_integer else _half_layout(fmt)
+        shift, mask, factor = (0, 0, 1.0) if fmt.is_integer else half_layout(fmt)
         operands = _operands(layer)
         y: Tensor = torch.ops.minifloat.linear_w8(wide, *operands, shift, mask, factor)
         return y
@@ -113,10 +113,3 @@ def _operands(layer: PackedLinear) -> tuple[Tensor, Tensor, Tensor, int]:
 
 def _reads(fmt: Format) -> bool:
     return (fmt.is_integer and fmt.signed) or fmt == E5M2 or fits_half(fmt)
-
-
-def _half_layout(fmt: Format) -> tuple[int, int, float]:
-    """Shift and mask that move a sign-extended byte to fp16's places, and the factor left over."""
-    exponent_bits = fmt.exponent_bits
-    mask = 0xFFFF & ~((1 << 15) - (1 << (10 + exponent_bits)))
-    return 3 + exponent_bits, mask, 2.0 ** (15 - fmt.bias)

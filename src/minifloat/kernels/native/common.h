@@ -26,6 +26,19 @@ static inline __attribute__((target("sse2"))) __m128i load_bytes(const uint8_t *
     return _mm_loadu_si128((const __m128i *)bytes);
 }
 
+/* A row kernel for any number of tokens up to TILE, out of one function for each: the compiler then
+   keeps all their sums in registers. HOW is the type that says how a code is read. */
+#define ROW_BY_TOKENS(NAME, HOW)                                                                  \
+    static void NAME(const uint8_t *codes, const float *scales, const HOW *how, const float *x,   \
+                     int64_t stride, int64_t columns, int64_t group, int tokens, float *out) {    \
+        switch (tokens) {                                                                         \
+        case 1: NAME##_1(codes, scales, how, x, stride, columns, group, out); break;              \
+        case 2: NAME##_2(codes, scales, how, x, stride, columns, group, out); break;              \
+        case 3: NAME##_3(codes, scales, how, x, stride, columns, group, out); break;              \
+        default: NAME##_4(codes, scales, how, x, stride, columns, group, out);                    \
+        }                                                                                         \
+    }
+
 static inline AVX2 float sum_lanes(__m256 x) {
     float lanes[8];
     _mm256_storeu_ps(lanes, x);

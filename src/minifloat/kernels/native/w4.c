@@ -77,15 +77,7 @@ ROW_AVX512(2)
 ROW_AVX512(3)
 ROW_AVX512(4)
 
-static void row_avx512(const uint8_t *codes, const float *scales, const float *table, const float *x,
-                       int64_t stride, int64_t columns, int64_t group, int tokens, float *out) {
-    switch (tokens) {
-    case 1: row_avx512_1(codes, scales, table, x, stride, columns, group, out); break;
-    case 2: row_avx512_2(codes, scales, table, x, stride, columns, group, out); break;
-    case 3: row_avx512_3(codes, scales, table, x, stride, columns, group, out); break;
-    default: row_avx512_4(codes, scales, table, x, stride, columns, group, out);
-    }
-}
+ROW_BY_TOKENS(row_avx512, float)
 
 static AVX512 void decode_avx512(const uint8_t *codes, float scale, const float *table,
                                  int64_t start, int64_t end, float *out) {

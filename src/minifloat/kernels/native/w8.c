@@ -69,15 +69,7 @@ ROW_AVX512(2)
 ROW_AVX512(3)
 ROW_AVX512(4)
 
-static void row_avx512(const uint8_t *codes, const float *scales, const reader *read, const float *x,
-                       int64_t stride, int64_t columns, int64_t group, int tokens, float *out) {
-    switch (tokens) {
-    case 1: row_avx512_1(codes, scales, read, x, stride, columns, group, out); break;
-    case 2: row_avx512_2(codes, scales, read, x, stride, columns, group, out); break;
-    case 3: row_avx512_3(codes, scales, read, x, stride, columns, group, out); break;
-    default: row_avx512_4(codes, scales, read, x, stride, columns, group, out);
-    }
-}
+ROW_BY_TOKENS(row_avx512, reader)
 
 static inline AVX2 __m256 values_avx2(__m128i raw, int shift, __m128i mask) {
     if (shift == 0) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
