@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minifloat.demo import cache_folder, fetch
+from minifloat.fetch import cache_folder, fetch
 from minifloat.errors import UserError
 from zoo.terrain import Terrain
 

