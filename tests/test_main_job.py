@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minifloat import cli
-from minifloat.calibrate.stream import Stream
+from minifloat.calibrate.shelf import Shelf
 from minifloat.errors import UserError
 from minifloat.layers import QLinear, weights_held
 from minifloat.method import quantize
@@ -152,13 +152,16 @@ def test_spilled_activations_give_the_same_result(model: Any) -> None:
         assert torch.equal(one, two), name
 
 
-def test_stream_spills_above_its_budget() -> None:
-    stream = Stream(budget=100)
-    for i in range(4):
-        stream.append(torch.full((4, 4), float(i)))
-    assert stream.spilled
-    stream[3] = torch.ones(4, 4) * 7
-    assert [float(stream[i][0, 0]) for i in range(len(stream))] == [0, 1, 2, 7]
+def test_shelf_spills_above_its_budget_and_frees_what_nobody_needs() -> None:
+    shelf = Shelf(budget=100)
+    first = shelf.keep(torch.zeros(4, 4))
+    (second, note) = shelf.keep((torch.full((4, 4), 2.0), "a note"))
+    assert shelf.spilled == 64
+    assert note == "a note"
+    assert torch.equal(second, torch.full((4, 4), 2.0))
+    del first
+    shelf.keep(torch.ones(4, 4))
+    assert shelf.spilled == 64
 
 
 def fails(capsys: pytest.CaptureFixture[str], words: str, *arguments: object) -> None:

@@ -1,11 +1,11 @@
 """The walk: block after block, with a full-precision and a quantized stream of activations.
 
-The quantized stream is what the finished, quantized blocks hand on; passes see it as a layer's
-inputs, so that later layers make up for earlier errors. The full-precision stream gives targets.
-Keyword arguments of blocks (masks, rotary tables) are caught once, by a run of the model in which
-every block hands its input through: no block is computed, and no family needs code of its own.
+Every batch runs through the model twice, side by side, and waits at each block (`runs.py`). The
+quantized stream is what the finished, quantized blocks hand on; passes see it as a layer's inputs,
+so that later layers make up for earlier errors. The full-precision stream gives targets.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from minifloat.calibrate.runs import Call, Run, waiting_at
+from minifloat.calibrate.shelf import Shelf
 from minifloat.calibrate.stats import Hessian, linears, output_sqnr, sqnr
-from minifloat.calibrate.stream import Stream
 from minifloat.errors import UserError
 from minifloat.layers import QLinear
 from minifloat.models.adapter import Adapter
 from minifloat.qtensor import QTensor, decode
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
-
-BlockArguments = list[dict[str, Any]]
 
 
 @dataclass
@@ -53,21 +53,24 @@ class Work:
 
 @dataclass
 class Window:
-    """What a pass works on: the layers of a block, its inputs and how to run it."""
+    """What a pass works on: the layers of a block, its calls in the quantized stream, its targets.
+
+    `calls` and `targets` have one entry a batch: the block's arguments after the quantized blocks
+    before it, and its output in the full-precision model.
+    """
 
     name: str
     block: nn.Module
     layers: dict[str, Work]
-    inputs: Stream
-    arguments: BlockArguments
+    calls: list[Call]
+    targets: list[Any]
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
     block_sqnr: float = float("nan")
 
-    def forward(self, x: Tensor, index: int) -> Tensor:
+    def forward(self, index: int) -> Any:
         """The block's output for batch `index`."""
-        y = self.block(x, **self.arguments[index])
-        out: Tensor = y[0] if isinstance(y, tuple) else y
-        return out
+        call = self.calls[index]
+        return self.block(*call.args, **call.kwargs)
 
     def collect_hessians(self) -> None:
         """One run of the block over its quantized inputs, counting every layer's inputs."""
@@ -77,9 +80,9 @@ class Window:
             work.hessian = None
             handles.append(work.module.register_forward_pre_hook(_counter(work, shared)))
         try:
-            for index in range(len(self.inputs)):
+            for index in range(len(self.calls)):
                 shared.clear()
-                self.forward(self.inputs[index], index)
+                self.forward(index)
         finally:
             for handle in handles:
                 handle.remove()
@@ -128,30 +131,77 @@ def walk(
         budget: bytes of activations to keep in memory before spilling to disk.
     """
     blocks = adapter.blocks(model)
-    full, arguments = _inputs(model, adapter, blocks, batches, budget // 2)
-    quantized = Stream(budget // 2)
-    for index in range(len(full)):
-        quantized.append(full[index])
-    for name, block in blocks.items():
-        layers = {}
-        for full_name, module in linears(block, name).items():
-            spec = specs.get(full_name)
-            if spec is not None and spec.weight is not None:
-                layers[full_name] = Work(module, spec)
-        window = Window(name, block, layers, quantized, arguments[name])
-        _check_finite(window)
-        for index in range(len(full)):
-            full[index] = window.forward(full[index], index)
-        for apply in passes:
-            apply(window)
-        _replace(model, window)
-        power = error = torch.zeros((), dtype=torch.float64)
-        for index in range(len(full)):
-            quantized[index] = window.forward(quantized[index], index)
-            power = power + full[index].double().square().sum()
-            error = error + (full[index] - quantized[index]).double().square().sum()
-        window.block_sqnr = float(10 * torch.log10(power / error))
-        yield window
+    shelf = Shelf(budget)
+    functions = [functools.partial(adapter.run, model, batch) for batch in batches]
+    with waiting_at(blocks, functions * 2) as runs:
+        full, quantized = runs[: len(batches)], runs[len(batches) :]
+        waiting = list(blocks)
+        while (name := _next_block(full, waiting)) is not None:
+            waiting.remove(name)
+            window = _window(name, blocks[name], specs, full, quantized, shelf)
+            for apply in passes:
+                apply(window)
+            _replace(model, window)
+            window.block_sqnr = _advance(window, full, quantized, shelf)
+            yield window
+            window.targets.clear()
+    if waiting:
+        raise UserError(
+            f"calibration never reached {waiting[0]} ({len(waiting)} such blocks), "
+            "so nothing is known of their inputs; use batches that reach them"
+        )
+
+
+def _next_block(runs: Sequence[Run], waiting: list[str]) -> str | None:
+    """The block at which all runs wait, None at their end."""
+    names = {run.call.name if run.call else None for run in runs}
+    if len(names) > 1:
+        raise UserError(f"batches call blocks in different orders: {sorted(map(str, names))}")
+    name = names.pop()
+    if name is not None and name not in waiting:
+        raise UserError(f"{name} is called twice in one run; such a block cannot be walked")
+    return name
+
+
+def _window(
+    name: str,
+    block: nn.Module,
+    specs: dict[str, LayerSpec | None],
+    full: Sequence[Run],
+    quantized: Sequence[Run],
+    shelf: Shelf,
+) -> Window:
+    """The window of the block at which all runs wait."""
+    layers = {}
+    for full_name, module in linears(block, name).items():
+        spec = specs.get(full_name)
+        if spec is not None and spec.weight is not None:
+            layers[full_name] = Work(module, spec)
+    window = Window(name, block, layers, [run.call for run in quantized if run.call], [])
+    _check_finite(window)
+    for run in full:
+        assert run.call is not None
+        window.targets.append(shelf.keep(block(*run.call.args, **run.call.kwargs)))
+    return window
+
+
+def _advance(window: Window, full: Sequence[Run], quantized: Sequence[Run], shelf: Shelf) -> float:
+    """Hand the outputs of the quantized block and the targets to their runs; returns its SQNR in dB."""
+    power = error = torch.zeros((), dtype=torch.float64)
+    for index, run in enumerate(quantized):
+        output = shelf.keep(window.forward(index))
+        target = first_tensor(window.targets[index])
+        power = power + target.double().square().sum()
+        error = error + (target - first_tensor(output)).double().square().sum()
+        run.resume(output)
+        full[index].resume(window.targets[index])
+    window.calls.clear()
+    return float(10 * torch.log10(power / error))
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A block's hidden states: its output, or the first tensor of a tuple."""
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def _check_finite(window: Window) -> None:
@@ -192,41 +242,3 @@ def _histogram(q: QTensor) -> list[list[float]]:
         if not math.isnan(value):
             counts[value + 0.0] = counts.get(value + 0.0, 0) + count
     return [[value, counts[value]] for value in sorted(counts)]
-
-
-def _inputs(
-    model: nn.Module,
-    adapter: Adapter,
-    blocks: dict[str, nn.Module],
-    batches: Sequence[Tensor],
-    budget: int,
-) -> tuple[Stream, dict[str, BlockArguments]]:
-    """The first block's inputs and every block's keyword arguments, without computing a block."""
-    stream = Stream(budget)
-    arguments: dict[str, BlockArguments] = {name: [] for name in blocks}
-    first = next(iter(blocks))
-    originals = {name: block.forward for name, block in blocks.items()}
-    tuples: dict[str, bool] = {}
-
-    def recorder(name: str) -> Callable[..., Any]:
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if args:
-                raise UserError(f"{name} takes positional arguments; the adapter must name them")
-            arguments[name].append(kwargs)
-            if name == first:
-                stream.append(x)
-            if name not in tuples:
-                tuples[name] = isinstance(originals[name](x, **kwargs), tuple)
-            return (x,) if tuples[name] else x
-
-        return forward
-
-    try:
-        for name, block in blocks.items():
-            block.forward = recorder(name)
-        for batch in batches:
-            adapter.run(model, batch)
-    finally:
-        for block in blocks.values():
-            del block.forward
-    return stream, arguments
