@@ -10,7 +10,7 @@ from torch import nn
 
 from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
-from minifloat.layers import QLinear
+from minifloat.layers import packed_like
 from minifloat.plan import Plan
 
 
@@ -25,19 +25,9 @@ def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
                 f"the checkpoint has a layer {name!r}, but the model has none"
             ) from None
         spec = plan.spec_of(name)
-        if not isinstance(old, nn.Linear) or spec is None:
+        if spec is None:
             raise UserError(f"{name} is packed in the checkpoint, but not by its own plan")
-        bias = old.bias is not None
-        with old.weight.device:
-            layer = QLinear(
-                old.in_features,
-                old.out_features,
-                spec,
-                bias=bias,
-                rank=rank,
-                dtype=old.weight.dtype,
-            )
-        model.set_submodule(name, layer)
+        model.set_submodule(name, packed_like(old, spec, rank))
 
 
 def register(auto: ModuleType) -> None:

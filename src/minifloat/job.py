@@ -70,7 +70,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         batches = list(torch.split(windows, max(1, 4096 // length)))
         report = quantize(model, method, batches, plan=plan, progress=progress)
         report |= {"model": job.model, "seed": job.seed, "settings": _settings(job, length)}
-        report["size"]["after"] = save(model, plan, folder)
+        report["size"]["after"] = save(model, Plan.from_json(report["plan"]), folder)
         tokenizer.save_pretrained(str(folder))
         if reference is not None:
             started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,134 @@ from minifloat.spec import LayerSpec, QuantSpec
 _NATIVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class QLinear(nn.Module):
-    """A linear layer [out, in] with a packed weight, made empty and then filled.
+class QLayer(nn.Module):
+    """What packed layers share: a weight seen as a matrix [R, C], made empty and then filled.
 
-    Buffers: `weight` uint8 [out, packed], `weight_scale` [T, U], where the spec asks for them
-    `weight_outer_scale` and `weight_zero_point`, with a low-rank branch `low_rank_up` [out, rank] and
-    `low_rank_down` [rank, in], and `bias`.
+    Buffers: `weight` uint8 [R, packed], `weight_scale` [T, U], where the spec asks for them
+    `weight_outer_scale` and `weight_zero_point`, with a low-rank branch `low_rank_up` [R, rank] and
+    `low_rank_down` [rank, C], with static activations `input_scale` and `input_zero_point`; `bias`.
     """
 
+    op: ClassVar[str]
     weight: Tensor
     weight_scale: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        features: int,
+        spec: LayerSpec,
+        *,
+        bias: bool,
+        rank: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        if spec.weight is None:
+            raise UserError("a packed layer needs a spec for its weight")
+        self.shape, self.spec, self.rank, self.dtype = shape, spec, rank, dtype
+        self._held: Tensor | None = None
+        tiles = spec.weight.tiles(shape)
+        width = packed_width(shape[1], spec.weight.format.bits)
+        self._empty("weight", (shape[0], width), torch.uint8)
+        self._empty("weight_scale", tiles, _scale_dtype(spec.weight))
+        if spec.weight.outer is not None:
+            outer = spec.weight.outer
+            self._empty("weight_outer_scale", outer.tiles(tiles), _scale_dtype(outer))
+        if spec.weight.zero_point:
+            self._empty("weight_zero_point", tiles, torch.uint8)
+        if rank:
+            self._empty("low_rank_up", (shape[0], rank), torch.float16)
+            self._empty("low_rank_down", (rank, shape[1]), torch.float16)
+        if spec.input is not None and not spec.input.dynamic:
+            tiles = spec.input.tiles((1, features))
+            self._empty("input_scale", tiles, _scale_dtype(spec.input))
+            if spec.input.zero_point:
+                self._empty("input_zero_point", tiles, torch.uint8)
+        self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype), False) if bias else None
+
+    def _empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.register_buffer(name, torch.empty(shape, dtype=dtype))
+
+    @torch.no_grad()
+    def fill(
+        self,
+        q: QTensor,
+        *,
+        bias: Tensor | None = None,
+        low_rank: tuple[Tensor, Tensor] | None = None,
+        input_scale: Scale | None = None,
+    ) -> None:
+        """Take over a quantized weight and what belongs to it."""
+        values = {
+            "weight": pack(q.codes, q.spec.format.bits),
+            "weight_scale": q.scale.stored,
+            "weight_outer_scale": q.scale.outer,
+            "weight_zero_point": q.scale.zero,
+            "low_rank_up": None if low_rank is None else low_rank[0],
+            "low_rank_down": None if low_rank is None else low_rank[1],
+            "input_scale": None if input_scale is None else input_scale.stored,
+            "input_zero_point": None if input_scale is None else input_scale.zero,
+        }
+        for name, buffer in self._buffers.items():
+            value = values[name]
+            if buffer is None or value is None:
+                raise UserError(f"the layer's spec asks for {name}, but no pass has found one")
+            buffer.copy_(value)
+        if bias is not None and self.bias is not None:
+            self.bias.copy_(bias)
+
+    def _optional(self, name: str) -> Tensor | None:
+        return self._buffers.get(name)
+
+    @property
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """The branch (up [R, rank], down [rank, C]), if there is one."""
+        if not self.rank:
+            return None
+        return self.get_buffer("low_rank_up"), self.get_buffer("low_rank_down")
+
+    def packed(self) -> PackedLinear:
+        """The layer as kernels see it; its tensors are shared, not copied."""
+        scale = Scale(
+            self.weight_scale,
+            self._optional("weight_outer_scale"),
+            self._optional("weight_zero_point"),
+        )
+        input_scale = None
+        if "input_scale" in self._buffers:
+            input_scale = Scale(
+                self.get_buffer("input_scale"), None, self._optional("input_zero_point")
+            )
+        return PackedLinear(
+            self.weight,
+            scale,
+            self.spec,
+            self.shape,
+            self.dtype,
+            self.bias,
+            self.low_rank,
+            self._held,
+            input_scale,
+        )
+
+    def decoded(self) -> Tensor:
+        """The weight [R, C] that the codes stand for, without the low-rank branch."""
+        return self.packed().weight()
+
+    def hold(self, keep: bool) -> None:
+        """Keep the decoded weight in memory, or let it go."""
+        self._held = self.decoded() if keep else None
+
+    def extra_repr(self) -> str:
+        rank = f", rank={self.rank}" if self.rank else ""
+        return f"{self.shape[1]}, {self.shape[0]}, {self.spec.weight}{rank}"
+
+
+class QLinear(QLayer):
+    """A linear layer; its weight is [out, in]."""
+
+    op = "linear"
 
     def __init__(
         self,
@@ -38,30 +157,9 @@ class QLinear(nn.Module):
         rank: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        if spec.weight is None:
-            raise UserError("a packed linear layer needs a spec for its weight")
+        shape = (out_features, in_features)
+        super().__init__(shape, in_features, spec, bias=bias, rank=rank, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.spec, self.rank = spec, rank
-        self.dtype = dtype
-        self._held: Tensor | None = None
-        weight_spec = spec.weight
-        tiles = weight_spec.tiles((out_features, in_features))
-        width = packed_width(in_features, weight_spec.format.bits)
-        self._empty("weight", (out_features, width), torch.uint8)
-        self._empty("weight_scale", tiles, _scale_dtype(weight_spec))
-        if weight_spec.outer is not None:
-            outer = weight_spec.outer
-            self._empty("weight_outer_scale", outer.tiles(tiles), _scale_dtype(outer))
-        if weight_spec.zero_point:
-            self._empty("weight_zero_point", tiles, torch.uint8)
-        if rank:
-            self._empty("low_rank_up", (out_features, rank), torch.float16)
-            self._empty("low_rank_down", (rank, in_features), torch.float16)
-        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), False) if bias else None
-
-    def _empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.register_buffer(name, torch.empty(shape, dtype=dtype))
 
     @staticmethod
     def pack(
@@ -77,63 +175,64 @@ class QLinear(nn.Module):
         layer = QLinear(
             in_features, out_features, spec, bias=bias is not None, rank=rank, dtype=dtype
         ).to(q.codes.device)
-        layer.weight.copy_(pack(q.codes, q.spec.format.bits))
-        layer.weight_scale.copy_(q.scale.stored)
-        if q.scale.outer is not None:
-            layer.get_buffer("weight_outer_scale").copy_(q.scale.outer)
-        if q.scale.zero is not None:
-            layer.get_buffer("weight_zero_point").copy_(q.scale.zero)
-        if low_rank is not None:
-            layer.get_buffer("low_rank_up").copy_(low_rank[0])
-            layer.get_buffer("low_rank_down").copy_(low_rank[1])
-        if bias is not None and layer.bias is not None:
-            layer.bias.data.copy_(bias)
+        layer.fill(q, bias=bias, low_rank=low_rank)
         return layer
 
-    def _optional(self, name: str) -> Tensor | None:
-        return self._buffers.get(name)
-
-    @property
-    def low_rank(self) -> tuple[Tensor, Tensor] | None:
-        """The branch (up [out, rank], down [rank, in]), if there is one."""
-        if not self.rank:
-            return None
-        return self.get_buffer("low_rank_up"), self.get_buffer("low_rank_down")
-
-    def packed(self) -> PackedLinear:
-        """The layer as kernels see it; its tensors are shared, not copied."""
-        scale = Scale(
-            self.weight_scale,
-            self._optional("weight_outer_scale"),
-            self._optional("weight_zero_point"),
-        )
-        shape = (self.out_features, self.in_features)
-        return PackedLinear(
-            self.weight, scale, self.spec, shape, self.dtype, self.bias, self.low_rank, self._held
-        )
-
-    def decoded(self) -> Tensor:
-        """The weight [out, in] that the codes stand for, without the low-rank branch."""
-        return self.packed().weight()
-
-    def hold(self, keep: bool) -> None:
-        """Keep the decoded weight in memory, or let it go."""
-        self._held = self.decoded() if keep else None
-
     def forward(self, x: Tensor) -> Tensor:
-        kernel = pick("linear", self.spec, x.device.type)
+        kernel = pick(self.op, self.spec, x.device.type)
         y: Tensor = kernel.run(x, self.packed())
         return y
 
-    def extra_repr(self) -> str:
-        rank = f", rank={self.rank}" if self.rank else ""
-        return f"{self.in_features}, {self.out_features}, {self.spec.weight}{rank}"
+
+class QConv2d(QLayer):
+    """A 2-D convolution; its weight [out, in / groups, height, width] is seen as [out, the rest].
+
+    Activations [batch, channels, height, width] are seen as a matrix of pixels by channels.
+    """
+
+    op = "conv2d"
+
+    def __init__(
+        self,
+        like: nn.Conv2d,
+        spec: LayerSpec,
+        *,
+        rank: int = 0,
+    ) -> None:
+        shape = (like.out_channels, like.weight[0].numel())
+        bias, dtype = like.bias is not None, like.weight.dtype
+        super().__init__(shape, like.in_channels, spec, bias=bias, rank=rank, dtype=dtype)
+        self.in_channels, self.out_channels = like.in_channels, like.out_channels
+        self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
+        self.kernel_size, self.groups = like.kernel_size, like.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = pick(self.op, self.spec, x.device.type)
+        y: Tensor = kernel.run(x, self.packed(), self)
+        return y
+
+
+def packed_like(module: nn.Module, spec: LayerSpec, rank: int = 0) -> QLayer:
+    """The empty packed layer that takes a layer's place, on its device.
+
+    Raises:
+        UserError: a layer of another kind.
+    """
+    if isinstance(module, nn.Linear):
+        size = (module.in_features, module.out_features)
+        dtype, bias = module.weight.dtype, module.bias is not None
+        with module.weight.device:
+            return QLinear(*size, spec, bias=bias, rank=rank, dtype=dtype)
+    if isinstance(module, nn.Conv2d):
+        with module.weight.device:
+            return QConv2d(module, spec, rank=rank)
+    raise UserError(f"a {type(module).__name__} cannot be packed; linear layers and Conv2d can")
 
 
 @contextmanager
 def weights_held(model: nn.Module) -> Iterator[None]:
     """Decode every packed weight once for many forward passes: memory for time."""
-    layers = [module for module in model.modules() if isinstance(module, QLinear)]
+    layers = [module for module in model.modules() if isinstance(module, QLayer)]
     for layer in layers:
         layer.hold(True)
     try:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minifloat.calibrate.stats import linears
+from minifloat.calibrate.stats import quantizable
 from minifloat.calibrate.walk import Pass, Window, walk
 from minifloat.errors import UserError
 from minifloat.kernels.table import pick
-from minifloat.layers import QLinear
+from minifloat.layers import QLayer
 from minifloat.models.adapter import Adapter
 from minifloat.models.llama import LlamaAdapter
 from minifloat.plan import Plan
@@ -63,7 +63,7 @@ def quantize(
     adapter = LlamaAdapter() if adapter is None else adapter
     plan = method.plan if plan is None else plan
     blocks = adapter.blocks(model)
-    names = [name for prefix, block in blocks.items() for name in linears(block, prefix)]
+    names = [name for prefix, block in blocks.items() for name in quantizable(block, prefix)]
     specs = plan.resolve(names)
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def quantize(
         "minifloat": version("minifloat"),
         "method": method.name,
         "paper": method.paper,
-        "plan": plan.to_json(),
+        "plan": _executed(model, plan, outcome).to_json(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "ledger": ledger,
         "size": {
@@ -90,6 +90,17 @@ def quantize(
         "seconds": {"quantize": time.perf_counter() - started},
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _executed(model: nn.Module, plan: Plan, outcome: Iterable[str]) -> Plan:
+    """The plan with the choices that passes made: a rule for each layer that differs from it."""
+    rules = []
+    for name in outcome:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QLayer)
+        if layer.spec != plan.spec_of(name):
+            rules.append((name, layer.spec))
+    return Plan((*rules, *plan.rules))
 
 
 def _ledger(
@@ -105,13 +116,13 @@ def _ledger(
         layer_name = name.removesuffix(".weight")
         if layer_name in outcome and name.endswith(".weight"):
             layer = model.get_submodule(layer_name)
-            assert isinstance(layer, QLinear)
+            assert isinstance(layer, QLayer)
             stored = sum(b.numel() * b.element_size() for b in layer.buffers())
             spec = layer.spec
             row |= {"status": "quantized", "reason": "", "weight": str(spec.weight)}
             row |= {"input": None if spec.input is None else str(spec.input)}
             row |= {"bits": _theory_bits(layer), "bytes": stored} | outcome[layer_name]
-            row["kernel"] = pick("linear", spec, layer.weight.device.type).name
+            row["kernel"] = pick(layer.op, spec, layer.weight.device.type).name
         else:
             row |= {"status": "kept", "reason": _why_kept(name, layer_name, specs)}
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}
@@ -119,10 +130,10 @@ def _ledger(
     return rows
 
 
-def _theory_bits(layer: QLinear) -> float:
+def _theory_bits(layer: QLayer) -> float:
     """Bits a weight: codes, scales, and the low-rank branch in 16 bits."""
     assert layer.spec.weight is not None
-    shape = (layer.out_features, layer.in_features)
+    shape = layer.shape
     extra = 16 * layer.rank * (shape[0] + shape[1]) / (shape[0] * shape[1])
     return layer.spec.weight.bits_per_value(shape) + extra
 
@@ -136,7 +147,7 @@ def _why_kept(name: str, layer_name: str, specs: dict[str, LayerSpec | None]) ->
         return "embeddings and the output head stay in full precision"
     if "norm" in name:
         return "normalization gains stay in full precision"
-    return "not a linear layer inside a block"
+    return "not a linear layer or convolution inside a block"
 
 
 def _refuse_collapse(ledger: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ formats rounds is said in `grids.py`.
 CPU tensors are walked in chunks that fit the cache: 3-4x faster than whole-tensor temporaries.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -95,6 +96,18 @@ def round_power_of_two(x: Tensor, fmt: Format, direction: Direction) -> Tensor:
     codes = torch.empty(x.shape, dtype=torch.int64, device=x.device)
     encode_powers(x, fmt, codes, direction)
     return powers(codes, fmt).to(x.dtype)
+
+
+def neighbours(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
+    """The values of a format around each number: the last one at or below it and the next above.
+
+    Beyond the range, and at its upper end, both are the end's value.
+    """
+    finite = sorted({value + 0.0 for value in fmt.values if math.isfinite(value)})
+    values = torch.tensor(finite, dtype=x.dtype, device=x.device)
+    above = torch.bucketize(x, values, right=True)
+    low = values[(above - 1).clamp(min=0)]
+    return low, torch.where(x < values[0], low, values[above.clamp(max=len(values) - 1)])
 
 
 class _StraightThrough(torch.autograd.Function):

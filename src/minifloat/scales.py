@@ -25,6 +25,9 @@ from minifloat.tiles import by_row, expand, runs, split, tiled
 
 # Shrink factors of the reference search: 111 points from 0.1 to 1.2 of the largest magnitude.
 FULL_GRID = tuple(0.1 + 0.01 * i for i in range(111))
+# Coarse optima that a search from coarse to fine follows: at 8 bits errors are bumpy functions of the
+# clip value, with period 2 in it where the binades are.
+_BASINS = 3
 # Where the optimum lies for 4-bit groups and channels; above 1 lets NVFP4 put its maximum on 4.
 SHORT_GRID = tuple(0.5 + 0.025 * i for i in range(41))
 
@@ -77,6 +80,7 @@ def search_scale(
     grid: Sequence[float] = SHORT_GRID,
     *,
     weight: Tensor | None = None,
+    coarse: int = 1,
 ) -> Scale:
     """The scales of least squared error over a grid of shrink factors of each tile's maximum.
 
@@ -85,6 +89,7 @@ def search_scale(
         spec: its spec; errors are taken with the scale as it will be stored.
         grid: factors of the largest magnitude.
         weight: importance of the columns [C], such as the diagonal of a Hessian.
+        coarse: look at every so many factors first, then at all around each tile's best.
 
     Returns:
         Scales, never worse than those of the plain maximum if the grid holds 1. An outer scale is
@@ -93,32 +98,61 @@ def search_scale(
     x = x.float()
     amax = amax_range(x, spec)
     outer = fit(amax, spec).outer
-    clips = [amax * factor for factor in grid]
-    losses = torch.zeros(len(clips), x.shape[0], amax.shape[1], device=x.device)
-    options = [by_row(fit(c, spec, outer=outer).values(spec), x.shape[0], spec.tile) for c in clips]
-    for rows, columns, tiles in runs(x, spec.tile):  # a piece stays in the cache for all clips
+    factors = torch.tensor(grid, device=x.device)
+
+    def errors(choices: Tensor) -> Tensor:
+        """Those of some factors [n, T, U or 1, 1] for each tile: [n, T, U]."""
+        clips = [amax * factors[choice] for choice in choices]
+        return _squared_errors(x, spec, [fit(c, spec, outer=outer) for c in clips], weight)
+
+    tried = torch.arange(0, len(grid), coarse, device=x.device)[:, None, None]
+    found = errors(tried)
+    tried = tried.expand_as(found)
+    if coarse > 1:
+        best = found.topk(min(_BASINS, len(found)), 0, largest=False).indices
+        around = torch.arange(1 - coarse, coarse, device=x.device)
+        around = around[around != 0][:, None, None, None]
+        near = (tried.gather(0, best) + around).clamp(0, len(grid) - 1).flatten(0, 1)
+        tried, found = torch.cat([tried, near]), torch.cat([found, errors(near)])
+    best = tried.gather(0, found.argmin(0, keepdim=True))[0]
+    return fit(amax * factors[best], spec, outer=outer)
+
+
+def _squared_errors(
+    x: Tensor, spec: QuantSpec, options: Sequence[Scale], weight: Tensor | None
+) -> Tensor:
+    """Sums of squared errors [options, T, U] of a matrix under several scales."""
+    values = [by_row(option.values(spec), x.shape[0], spec.tile) for option in options]
+    losses = torch.zeros(len(values), *values[0].shape, device=x.device)
+    for rows, columns, tiles in runs(x, spec.tile):  # a piece stays in the cache for all options
         piece = split(x[rows, columns], tiles.stop - tiles.start)
         importance = None if weight is None else weight.float()[columns].reshape(piece.shape[1:])
-        for scales, loss in zip(options, losses, strict=True):
+        for scales, loss in zip(values, losses, strict=True):
             scale = scales[rows, tiles, None]
             units = piece / scale
             error = round_to(units, spec.format).sub_(units).mul_(scale).square_()
             if importance is not None:
                 error *= importance
             torch.sum(error, 2, out=loss[rows, tiles])
-    total = torch.stack([tiled(loss, (spec.tile[0], 1)).sum((1, 3)) for loss in losses])
-    best = torch.stack(clips).gather(0, total.argmin(0, keepdim=True))[0]
-    return fit(best, spec, outer=outer)
+    return torch.stack([tiled(loss, (spec.tile[0], 1)).sum((1, 3)) for loss in losses])
 
 
 def choose_format(
-    x: Tensor, spec: QuantSpec, candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID
+    x: Tensor,
+    spec: QuantSpec,
+    candidates: Sequence[Format],
+    grid: Sequence[float] = FULL_GRID,
+    *,
+    coarse: int = 1,
 ) -> tuple[QuantSpec, Scale]:
-    """The format and scales with the least squared error: formats x grid (card 1b, step 1)."""
+    """The format and scales with the least squared error: formats x grid (card 1b, step 1).
+
+    `coarse` is that of `search_scale`.
+    """
     best: tuple[float, QuantSpec, Scale] | None = None
     for fmt in candidates:
         option = replace(spec, format=fmt)
-        found = search_scale(x, option, grid)
+        found = search_scale(x, option, grid, coarse=coarse)
         scale = expand(found.values(option), x.shape, option.tile)
         error = float((round_to(x.float() / scale, fmt) * scale - x).square().sum())
         if best is None or error < best[0]:

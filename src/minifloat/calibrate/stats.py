@@ -6,6 +6,12 @@ from torch import Tensor, nn
 from minifloat.qtensor import fake_quantize
 from minifloat.spec import QuantSpec
 
+Layer = nn.Linear | nn.Conv2d
+
+# Pixels of one call that a convolution's Hessian counts: neighbours look alike, and their patches
+# are as many times larger than the image as the kernel has taps.
+_PIXELS = 1 << 14
+
 
 class Hessian:
     """Running H = X^T X / N over input rows X [N, in]: the second moment that GPTQ works with."""
@@ -14,10 +20,9 @@ class Hessian:
         self.total = torch.zeros(features, features, device=device)
         self.rows = 0
 
-    def add(self, x: Tensor, spec: QuantSpec | None) -> None:
-        """Count the inputs x [..., in] as the layer will see them, quantized."""
-        x = x.detach()
-        rows = (x if spec is None else fake_quantize(x, spec)).reshape(-1, x.shape[-1]).float()
+    def add(self, rows: Tensor) -> None:
+        """Count rows [N, in]."""
+        rows = rows.float()
         self.total.addmm_(rows.T, rows)
         self.rows += rows.shape[0]
 
@@ -25,6 +30,29 @@ class Hessian:
     def value(self) -> Tensor:
         """[in, in], divided by the rows seen."""
         return self.total / max(1, self.rows)
+
+
+def input_rows(layer: Layer, x: Tensor, spec: QuantSpec | None = None) -> Tensor:
+    """What a layer multiplies its weight matrix [out, in] with: rows [N, in], quantized by `spec`.
+
+    Of a convolution's input [batch, channels, height, width] these are the patches under its kernel,
+    evenly spaced ones if there are very many.
+    """
+    x = x.detach()
+    if isinstance(layer, nn.Linear):
+        return (x if spec is None else fake_quantize(x, spec)).reshape(-1, x.shape[-1])
+    if spec is not None:
+        x = fake_quantize(x.movedim(1, -1), spec).movedim(-1, 1)
+    patches = nn.functional.unfold(
+        padded(layer, x.float()), layer.kernel_size, layer.dilation, 0, layer.stride
+    )
+    every = -(-patches.shape[0] * patches.shape[2] // _PIXELS)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])[::every]
+
+
+def padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution's input with its padding in place."""
+    return nn.functional.pad(x, layer._reversed_padding_repeated_twice)
 
 
 def sqnr(signal: Tensor, noise: Tensor) -> float:
@@ -41,10 +69,11 @@ def output_sqnr(w: Tensor, w_hat: Tensor, hessian: Tensor) -> float:
     return float(10 * torch.log10(power / error))
 
 
-def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
-    """The linear layers of a block by full name."""
+def quantizable(block: nn.Module, prefix: str) -> dict[str, Layer]:
+    """The linear layers and 2-D convolutions of a block by full name; the block may be one itself."""
     return {
-        f"{prefix}.{name}": module
+        f"{prefix}.{name}" if name else prefix: module
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.padding_mode == "zeros")
     }

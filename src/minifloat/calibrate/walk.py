@@ -17,29 +17,31 @@ from torch.utils._pytree import tree_leaves
 
 from minifloat.calibrate.runs import Call, Run, waiting_at
 from minifloat.calibrate.shelf import Shelf
-from minifloat.calibrate.stats import Hessian, linears, output_sqnr, sqnr
+from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, quantizable, sqnr
 from minifloat.errors import UserError
-from minifloat.layers import QLinear
+from minifloat.layers import packed_like
 from minifloat.models.adapter import Adapter
 from minifloat.qtensor import QTensor, decode
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
+from minifloat.tiles import as_matrix
 
 
 @dataclass
 class Work:
-    """One linear layer on its way to a packed one; passes fill the last three fields."""
+    """One layer on its way to a packed one; passes fill the fields after `spec`, and may change it."""
 
-    module: nn.Linear
+    module: Layer
     spec: LayerSpec
     hessian: Hessian | None = None
     scale: Scale | None = None
     q: QTensor | None = None
     low_rank: tuple[Tensor, Tensor] | None = None
+    input_scale: Scale | None = None
 
     def weight(self) -> Tensor:
-        """The full-precision weight [out, in] in float32."""
-        return self.module.weight.detach().float()
+        """The full-precision weight as a matrix [out, in] in float32."""
+        return as_matrix(self.module.weight.detach()).float()
 
     def quantized_weight(self) -> Tensor:
         """What the packed layer will multiply with, low-rank branch included."""
@@ -75,9 +77,11 @@ class Window:
     def collect_hessians(self) -> None:
         """One run of the block over its quantized inputs, counting every layer's inputs."""
         handles = []
-        shared: dict[int, tuple[Tensor, Hessian]] = {}
+        shared: dict[tuple[int, Any], tuple[Tensor, Hessian]] = {}
         for work in self.layers.values():
             work.hessian = None
+            if getattr(work.module, "groups", 1) > 1:
+                continue  # each group has inputs of its own; such layers are small
             handles.append(work.module.register_forward_pre_hook(_counter(work, shared)))
         try:
             for index in range(len(self.calls)):
@@ -89,20 +93,26 @@ class Window:
 
 
 def _counter(
-    work: Work, shared: dict[int, tuple[Tensor, Hessian]]
+    work: Work, shared: dict[tuple[int, Any], tuple[Tensor, Hessian]]
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    """A hook that counts a layer's inputs; layers fed by the same tensor (q, k, v) share one."""
+    """A hook that counts a layer's inputs; layers fed by the same tensor (q, k, v) share one.
+
+    Static activations have no scale yet and count as they are.
+    """
+    spec = work.spec.input if work.spec.input is not None and work.spec.input.dynamic else None
+    shape = getattr(work.module, "kernel_size", None), getattr(work.module, "stride", None)
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
-        known = shared.get(id(x))
+        known = shared.get((id(x), shape))
         if known is not None and (work.hessian is None or work.hessian is known[1]):
             work.hessian = known[1]
             return
+        rows = input_rows(work.module, x, spec)
         if work.hessian is None:
-            work.hessian = Hessian(x.shape[-1], x.device)
-        work.hessian.add(x, work.spec.input)
-        shared[id(x)] = (x, work.hessian)
+            work.hessian = Hessian(rows.shape[1], x.device)
+        work.hessian.add(rows)
+        shared[id(x), shape] = (x, work.hessian)
 
     return hook
 
@@ -123,10 +133,10 @@ def walk(
     """Quantize block by block, in place; yields every finished window.
 
     Args:
-        model: the model; its planned `nn.Linear` layers become `QLinear`.
+        model: the model; its planned layers become packed ones.
         adapter: names the blocks and runs the model.
         batches: calibration batches, such as token ids [batch, length].
-        specs: what the plan says of every linear layer inside the blocks.
+        specs: what the plan says of every layer inside the blocks.
         passes: what is done to each window, in order.
         budget: bytes of activations to keep in memory before spilling to disk.
     """
@@ -173,7 +183,7 @@ def _window(
 ) -> Window:
     """The window of the block at which all runs wait."""
     layers = {}
-    for full_name, module in linears(block, name).items():
+    for full_name, module in quantizable(block, name).items():
         spec = specs.get(full_name)
         if spec is not None and spec.weight is not None:
             layers[full_name] = Work(module, spec)
@@ -229,7 +239,9 @@ def _replace(model: nn.Module, window: Window) -> None:
             "histogram": _histogram(work.q),
         }
         bias = None if work.module.bias is None else work.module.bias.detach()
-        layer = QLinear.pack(work.q, work.spec, bias, work.module.weight.dtype, work.low_rank)
+        rank = 0 if work.low_rank is None else work.low_rank[1].shape[0]
+        layer = packed_like(work.module, work.spec, rank)
+        layer.fill(work.q, bias=bias, low_rank=work.low_rank, input_scale=work.input_scale)
         model.set_submodule(name, layer)
     window.layers.clear()
 

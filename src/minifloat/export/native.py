@@ -16,7 +16,7 @@ from uuid import uuid4
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
-from minifloat.layers import QLinear
+from minifloat.layers import QLayer
 from minifloat.plan import Plan
 
 QUANT_METHOD = "minifloat"
@@ -25,7 +25,7 @@ _SHARD = "4GB"
 
 def quantization_config(model: nn.Module, plan: Plan) -> dict[str, Any]:
     """What a loader needs: the plan, and every packed layer with the rank of its branch."""
-    layers = {n: m.rank for n, m in model.named_modules() if isinstance(m, QLinear)}
+    layers = {n: m.rank for n, m in model.named_modules() if isinstance(m, QLayer)}
     return {"quant_method": QUANT_METHOD, "format_version": 1, **plan.to_json(), "layers": layers}
 
 

@@ -75,9 +75,7 @@ def _linear(
     tokens = x.numel() // layer.shape[1]
     if tokens > FEW or x.requires_grad:
         return reference.linear(x, replace(layer, held=decode(layer)))
-    spec = layer.spec
-    if spec.input is not None:
-        x = fake_quantize(x, spec.input)
+    x, spec = layer.quantized_input(x), layer.spec
     wide = x.reshape(tokens, layer.shape[1]).float()
     y = multiply(wide)
     if layer.low_rank is not None:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from minifloat.packing import unpack
-from minifloat.qtensor import QTensor, decode
+from minifloat.qtensor import QTensor, decode, fake_quantize
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
 
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A linear layer [out, in] as it is stored.
+    """A layer's weight as a matrix [out, in], as it is stored.
 
     Attributes:
         codes: uint8 [out, packed width].
@@ -24,6 +24,7 @@ class PackedLinear:
         bias: [out] or None.
         low_rank: the branch (up [out, rank], down [rank, in]) or None.
         held: the decoded weight, where it is kept in memory.
+        input_scale: of static activations.
     """
 
     codes: Tensor
@@ -34,6 +35,7 @@ class PackedLinear:
     bias: Tensor | None = None
     low_rank: tuple[Tensor, Tensor] | None = None
     held: Tensor | None = None
+    input_scale: Scale | None = None
 
     def weight(self) -> Tensor:
         """The decoded weight [out, in], without the low-rank branch."""
@@ -43,3 +45,17 @@ class PackedLinear:
         assert spec is not None
         codes = unpack(self.codes, spec.format.bits, self.shape[1])
         return decode(QTensor(codes, self.scale, spec, self.shape), self.dtype)
+
+    def weight_and_branch(self) -> Tensor:
+        """The decoded weight [out, in] with the low-rank branch added."""
+        w = self.weight()
+        if self.low_rank is None:
+            return w
+        up, down = self.low_rank
+        return w + (up.float() @ down.float()).to(w.dtype)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Activations [..., in] on their grid, if they have one."""
+        if self.spec.input is None:
+            return x
+        return fake_quantize(x, self.spec.input, self.input_scale)

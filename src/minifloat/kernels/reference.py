@@ -1,20 +1,46 @@
 """The readable twin of every fast kernel: decode, then multiply. It accepts every spec."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from minifloat.kernels.packed import PackedLinear
 from minifloat.qtensor import fake_quantize
+from minifloat.spec import LayerSpec
+
+
+class Geometry(Protocol):
+    """What a convolution needs beside its weight; as in `torch.nn.Conv2d`."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
 
 def linear(x: Tensor, layer: PackedLinear) -> Tensor:
     """y = Q(x) (w + up down)^T + bias for x [..., in]; quantized again where the output has a spec."""
-    spec = layer.spec
-    if spec.input is not None:
-        x = fake_quantize(x, spec.input)
-    w = layer.weight()
-    if layer.low_rank is not None:
-        up, down = layer.low_rank
-        w = w + (up.float() @ down.float()).to(w.dtype)
-    y = torch.nn.functional.linear(x, w, layer.bias)
+    x = layer.quantized_input(x)
+    return _output(torch.nn.functional.linear(x, layer.weight_and_branch(), layer.bias), layer.spec)
+
+
+def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
+    """The same for x [batch, channels, height, width], seen as pixels by channels."""
+    if layer.spec.input is not None and layer.spec.input.tile == (-1, -1):
+        x = layer.quantized_input(x)  # one scale for all: the order of the axes is all the same
+    elif layer.spec.input is not None:
+        x = layer.quantized_input(x.movedim(1, -1)).movedim(-1, 1)
+    w = layer.weight_and_branch()
+    w = w.reshape(w.shape[0], -1, *geometry.kernel_size)
+    y = torch.nn.functional.conv2d(
+        x, w, layer.bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+    )
+    if layer.spec.output is None:
+        return y
+    return _output(y.movedim(1, -1), layer.spec).movedim(-1, 1)
+
+
+def _output(y: Tensor, spec: LayerSpec) -> Tensor:
     return y if spec.output is None else fake_quantize(y, spec.output)

@@ -1,6 +1,7 @@
 """One table of kernels: rows best first, the reference last, and `pick` to choose.
 
-Set MINIFLOAT_KERNEL to a row's name to force it. Fast rows join this table; nothing else changes.
+Set MINIFLOAT_KERNEL to a row's name to force it, for the ops that have it. Fast rows join this
+table; nothing else changes.
 """
 
 import os
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from minifloat.errors import unknown
+from minifloat.errors import UserError, unknown
 from minifloat.kernels import cpu, reference
 from minifloat.spec import LayerSpec
 
@@ -29,6 +30,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", "cpu-w4", "cpu", cpu.accepts_w4, cpu.linear_w4),
     Kernel("linear", "cpu-w8", "cpu", cpu.accepts_w8, cpu.linear_w8),
     Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
+    Kernel("conv2d", "reference", "*", lambda spec: True, reference.conv2d),
 )
 
 
@@ -39,10 +41,11 @@ def pick(op: str, spec: LayerSpec, device: str) -> Kernel:
 
 @lru_cache(maxsize=1024)
 def _pick(op: str, spec: LayerSpec, device: str, forced: str | None) -> Kernel:
+    names = {row.name for row in KERNELS}
+    if forced and forced not in names:
+        raise unknown("kernel", forced, names)
     rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
-    if forced:
-        rows = [row for row in rows if row.name == forced]
-    for row in rows:
+    for row in [row for row in rows if row.name == forced] or rows:
         if row.accepts(spec):
             return row
-    raise unknown(f"kernel for {op} on {device}", forced or op, {row.name for row in KERNELS})
+    raise UserError(f"kernel {forced!r} cannot run {op} with weights {spec.weight}")

@@ -4,9 +4,9 @@ An adapter is the only code that knows a model family. To serve a new one, write
 two methods and pass it to `quantize(..., adapter=...)`.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Adapter(Protocol):
@@ -16,6 +16,6 @@ class Adapter(Protocol):
         """Blocks by full name, in the order that activations pass them."""
         ...
 
-    def run(self, model: nn.Module, batch: Tensor) -> None:
+    def run(self, model: nn.Module, batch: Any) -> None:
         """Run the model on a batch far enough that every block is called."""
         ...

@@ -1,0 +1,61 @@
+"""Diffusion U-Nets: residual blocks, attention and resampling, called in any order with any skips.
+
+A family is a set of class names; the walk finds out the order and the wiring by itself. Layers that
+see a concatenation are split first (`split.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from minifloat.errors import UserError
+from minifloat.models.split import split_layer
+
+# diffusers' units of work; the outermost that matches is the block.
+_BLOCKS = (
+    "ResnetBlock2D",
+    "ResnetBlockCondNorm2D",
+    "BasicTransformerBlock",
+    "Attention",
+    "Downsample2D",
+    "Upsample2D",
+)
+
+
+@dataclass(frozen=True)
+class UNetAdapter:
+    """Adapter of U-Nets; a batch is a tuple or a dict of the model's arguments.
+
+    Attributes:
+        names: class names of the blocks.
+        splits: input channels of layers that are fed by a concatenation, by layer name; see `split`.
+    """
+
+    names: Sequence[str] = _BLOCKS
+    splits: dict[str, list[int]] = field(default_factory=dict)
+
+    def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
+        found: dict[str, nn.Module] = {}
+        for name, module in model.named_modules():
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            if type(module).__name__ in self.names and not inside:
+                found[name] = module
+        if not found:
+            raise UserError(
+                f"{type(model).__name__} has no blocks of the kinds {', '.join(self.names)}; "
+                "name its own with UNetAdapter(names=...)"
+            )
+        return found
+
+    def run(self, model: nn.Module, batch: Any) -> None:
+        if isinstance(batch, dict):
+            model(**batch)
+        else:
+            model(*batch)
+
+    def split(self, model: nn.Module) -> None:
+        """Cut the layers of `splits` in place; the model's function stays the same."""
+        for name, sizes in self.splits.items():
+            model.set_submodule(name, split_layer(model.get_submodule(name), sizes))

@@ -1,0 +1,120 @@
+"""Search of the number format itself: formats x clip values by squared error (card 1b, step 1).
+
+A real exponent bias is a scale, so "encoding and bias" of Kuzmin et al. (arXiv 2208.09225) and of
+Chen et al. (arXiv 2408.06995) is a search over formats and clip values. It is run for weights as they
+are, and for static activations on rows sampled from all calibration batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minifloat.calibrate.walk import Pass, Window
+from minifloat.formats import Format
+from minifloat.scales import FULL_GRID, choose_format
+
+# Of the 111 factors, the ones looked at first: within 1 % of the full search's error for a tensor.
+_COARSE = 5
+# Values of one layer's input that a search looks at.
+_SAMPLE = 1 << 16
+
+
+def search_weights(candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID) -> Pass:
+    """Give every weight the candidate and the scales of least squared error."""
+
+    def apply(window: Window) -> None:
+        for work in window.layers.values():
+            assert work.spec.weight is not None
+            spec, work.scale = choose_format(
+                work.weight(), work.spec.weight, candidates, grid, coarse=_COARSE
+            )
+            work.spec = replace(work.spec, weight=spec)
+
+    return apply
+
+
+def search_inputs(candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID) -> Pass:
+    """Give every static input the candidate and the scales of least squared error.
+
+    The weights are the quantized ones by then, as the layers after a layer will see its output.
+    """
+
+    def apply(window: Window) -> None:
+        static = {
+            name: work
+            for name, work in window.layers.items()
+            if work.spec.input is not None and not work.spec.input.dynamic
+        }
+        samples = {name: Sample(_SAMPLE // len(window.calls)) for name in static}
+        handles = [
+            work.module.register_forward_pre_hook(_sampler(samples[name]))
+            for name, work in static.items()
+        ]
+        try:
+            with quantized_weights(window):
+                for index in range(len(window.calls)):
+                    window.forward(index)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, work in static.items():
+            assert work.spec.input is not None
+            rows = samples[name].rows()
+            spec, work.input_scale = choose_format(
+                rows, work.spec.input, candidates, grid, coarse=_COARSE
+            )
+            work.spec = replace(work.spec, input=spec)
+
+    return apply
+
+
+class Sample:
+    """Rows [N, features] of a layer's inputs: evenly spaced ones, and the one with the peak."""
+
+    def __init__(self, values_a_call: int) -> None:
+        self._values = values_a_call
+        self._parts: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Take rows of x [rows, features]."""
+        every = -(-x.numel() // self._values)
+        peak = x.abs().amax(1).argmax()
+        self._parts += [x[::every].float(), x[peak : peak + 1].float()]
+
+    def rows(self) -> Tensor:
+        return torch.cat(self._parts)
+
+
+def _sampler(sample: Sample) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x: Tensor = args[0].detach()
+        sample.add(activation_matrix(x, module))
+
+    return hook
+
+
+def activation_matrix(x: Tensor, module: nn.Module) -> Tensor:
+    """Activations as [tokens or pixels, channels]."""
+    if isinstance(module, nn.Conv2d):
+        x = x.movedim(1, -1)
+    return x.reshape(-1, x.shape[-1])
+
+
+@contextmanager
+def quantized_weights(window: Window) -> Iterator[None]:
+    """Let the window's layers compute with their quantized weights for a while."""
+    kept = {}
+    try:
+        for name, work in window.layers.items():
+            weight = work.module.weight
+            kept[name] = weight.data
+            weight.data = work.quantized_weight().reshape(weight.shape).to(weight.dtype)
+        yield
+    finally:
+        for name, work in window.layers.items():
+            if name in kept:
+                work.module.weight.data = kept[name]

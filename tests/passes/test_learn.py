@@ -1,0 +1,194 @@
+"""Learned rounding, searched formats and static inputs on small blocks, linear and convolutional."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from minifloat import formats
+from minifloat.calibrate.runs import Call
+from minifloat.calibrate.walk import Window, Work
+from minifloat.errors import UserError
+from minifloat.passes.assign import assign_scales, round_to_nearest
+from minifloat.passes.formats import search_inputs, search_weights
+from minifloat.passes.learn import Annealing, learn_rounding
+from minifloat.qtensor import fake_quantize
+from minifloat.rounding import neighbours
+from minifloat.scales import FULL_GRID, search_scale
+from minifloat.spec import LayerSpec, QuantSpec
+
+INPUT = QuantSpec(formats.E4M3, (-1, -1))
+
+
+class Block(nn.Module):
+    """A residual block of two convolutions and a linear layer over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 12, 3, padding=1)
+        self.second = nn.Conv2d(12, 8, 3, padding=1, stride=1)
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(self.first(x).relu() * scale)
+        out: torch.Tensor = x + self.mix(hidden.movedim(1, -1)).movedim(-1, 1)
+        return out
+
+
+def window(spec: LayerSpec, batches: int = 8) -> tuple[Window, list[Call], list[torch.Tensor]]:
+    """A window of the block, and held-out calls with their outputs."""
+    torch.manual_seed(0)
+    block = Block().requires_grad_(False)
+    mix = 3 * torch.randn(8, 8)  # correlated channels
+    calls = [
+        Call(
+            "b",
+            (torch.einsum("ncyx,cd->ndyx", torch.randn(4, 8, 6, 6), mix),),
+            {"scale": torch.ones(())},
+        )
+        for _ in range(batches + 4)
+    ]
+    targets = [block(*call.args, **call.kwargs) for call in calls]
+    layers: dict[str, nn.Linear | nn.Conv2d] = {
+        "b.first": block.first,
+        "b.second": block.second,
+        "b.mix": block.mix,
+    }
+    works = {name: Work(layer, spec) for name, layer in layers.items()}
+    return (
+        Window("b", block, works, calls[:batches], targets[:batches]),
+        calls[batches:],
+        targets[batches:],
+    )
+
+
+def held_out_error(found: Window, calls: list[Call], targets: list[torch.Tensor]) -> float:
+    for work in found.layers.values():
+        work.module.weight.data = work.quantized_weight().reshape(work.module.weight.shape)
+    error = sum(
+        (found.block(*c.args, **c.kwargs) - t).square().sum()
+        for c, t in zip(calls, targets, strict=True)
+    )
+    return float(error)
+
+
+def solved(spec: LayerSpec, *passes: Any) -> tuple[Window, float]:
+    found, calls, targets = window(spec)
+    weights = {name: work.weight() for name, work in found.layers.items()}
+    for apply in (assign_scales(search=True), *passes):
+        apply(found)
+    error = held_out_error(found, calls, targets)
+    for name, work in found.layers.items():
+        work.module.weight.data = weights[name].reshape(work.module.weight.shape)
+    return found, error
+
+
+GRIDS = [formats.E2M1, formats.E1M2, formats.INT4, formats.E3M0]
+
+
+@pytest.mark.parametrize("fmt", GRIDS, ids=str)
+@pytest.mark.parametrize("tile", [(-1, -1), (1, 20)], ids=str)
+def test_learned_rounding_beats_nearest_on_held_out_batches(
+    fmt: formats.Format, tile: tuple[int, int]
+) -> None:
+    spec = LayerSpec(QuantSpec(fmt, tile, formats.FP32))
+    _, nearest = solved(spec, round_to_nearest())
+    _, learned = solved(spec, learn_rounding(steps=300))
+    assert learned < 0.8 * nearest
+
+
+def test_scale_aware_learning_is_a_learning_rate_of_its_own() -> None:
+    spec = LayerSpec(QuantSpec(formats.E2M1, (1, 20), formats.FP16))
+    _, nearest = solved(spec, round_to_nearest())
+    _, learned = solved(spec, learn_rounding(steps=300, lr=1e-3, scale_aware=True))
+    assert learned < 0.8 * nearest
+
+
+def test_every_weight_goes_to_one_of_its_neighbours() -> None:
+    spec = QuantSpec(formats.E2M1, (-1, -1), formats.FP32)
+    found, _ = solved(LayerSpec(spec), learn_rounding(steps=100))
+    for work in found.layers.values():
+        assert work.q is not None
+        scale = work.q.scale.values(spec)
+        low, high = neighbours(work.weight() / scale, spec.format)
+        w = work.quantized_weight()
+        assert bool(((w == low * scale) | (w == high * scale)).all())
+
+
+def test_learning_that_does_not_help_leaves_rounding_to_nearest() -> None:
+    spec = LayerSpec(QuantSpec(formats.E2M1, (-1, -1), formats.FP32))
+    _, nearest = solved(spec, round_to_nearest())
+    _, idle = solved(spec, learn_rounding(steps=0))
+    _, wild = solved(spec, learn_rounding(steps=20, lr=1e6))
+    assert idle == wild == pytest.approx(nearest)
+
+
+@pytest.mark.parametrize(
+    "fmt", [*GRIDS, formats.E4M3, formats.E5M2, formats.NF4, formats.UINT4], ids=str
+)
+def test_neighbours_hold_a_number_between_them(fmt: formats.Format) -> None:
+    x = torch.linspace(fmt.min * 1.2 - 0.1, fmt.max * 1.2, 5001)
+    low, high = neighbours(x, fmt)
+    inside = (x >= fmt.min) & (x < fmt.max)
+    assert bool(((low <= x) & (x < high))[inside].all())
+    assert bool((low == high)[~inside].all())
+    assert bool((fake_quantize(low[None], QuantSpec(fmt, (-1, -1)), _one(fmt)) == low).all())
+
+
+def _one(fmt: formats.Format) -> Any:
+    from minifloat.scales import Scale
+
+    return Scale(torch.ones(1, 1))
+
+
+def test_static_inputs_choose_unsigned_formats_where_nothing_is_negative() -> None:
+    spec = LayerSpec(QuantSpec(formats.E4M3, (-1, -1)), INPUT)
+    found, calls, _ = window(spec)
+    candidates = [formats.Format.parse(name) for name in ("e3m4", "e2m5", "ue3m5", "ue2m6")]
+    for apply in (search_weights([formats.E2M5]), round_to_nearest(), search_inputs(candidates)):
+        apply(found)
+    chosen = {name: work.spec.input for name, work in found.layers.items()}
+    assert all(spec is not None for spec in chosen.values())
+    assert chosen["b.first"] is not None and chosen["b.first"].format.signed
+    assert chosen["b.second"] is not None and not chosen["b.second"].format.signed
+    x = calls[0].args[0]
+    first = found.layers["b.first"]
+    assert first.spec.input is not None
+    rounded = fake_quantize(x, first.spec.input, first.input_scale)
+    assert float((rounded - x).norm() / x.norm()) < 0.03
+
+
+def test_a_static_input_without_a_pass_that_finds_its_scale_is_refused() -> None:
+    from minifloat.layers import packed_like
+
+    found, _ = solved(LayerSpec(QuantSpec(formats.E2M1), INPUT), round_to_nearest())
+    work = found.layers["b.mix"]
+    assert work.q is not None
+    with pytest.raises(UserError, match="input_scale"):
+        packed_like(work.module, work.spec).fill(work.q)
+
+
+@pytest.mark.parametrize("fmt", ["e2m1", "e4m3", "e3m4", "int8", "ue3m5"])
+def test_coarse_to_fine_finds_the_full_grids_optimum(fmt: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    spec = QuantSpec(formats.Format.parse(fmt), (1, -1))
+    x = nn.functional.silu(2 * torch.randn(32, 1024, generator=generator))
+    errors = [
+        float(
+            (fake_quantize(x, spec, search_scale(x, spec, FULL_GRID, coarse=coarse)) - x)
+            .square()
+            .sum()
+        )
+        for coarse in (1, 5)
+    ]
+    assert errors[0] <= errors[1] < 1.01 * errors[0]
+
+
+def test_annealing_waits_and_then_falls() -> None:
+    annealing = Annealing()
+    assert annealing.beta(0.1) is None
+    assert annealing.beta(0.2) == 20
+    assert annealing.beta(1.0) == 2
+    assert replace(annealing, warmup=0).beta(0) == 20
