@@ -35,6 +35,12 @@ COLUMNS = {
     "W4A8 INT/FP": ("int4", "e4m3"),
     "W4A8 FP/FP": ("e2m1", "e4m3"),
 }
+WEIGHT_ONLY = {
+    "W8A16 INT": ("int8", "none"),
+    "W8A16 FP": ("e4m3", "none"),
+    "W4A16 INT": ("int4", "none"),
+    "W4A16 FP": ("e2m1", "none"),
+}
 SOLVERS = {
     "RTN": {"solver": "nearest", "rank": "0"},
     "GPTQ": {"solver": "gptq", "rank": "0"},
@@ -94,7 +100,7 @@ class Remembered(nn.Module):
 def run(reference: Remembered, tokens: torch.Tensor, held_out: torch.Tensor, row: dict[str, Any],
         args: argparse.Namespace) -> dict[str, Any]:  # fmt: skip
     """One run: the row with its figures."""
-    weight, activation = COLUMNS[row["column"]]
+    weight, activation = (COLUMNS | WEIGHT_ONLY)[row["column"]]
     chosen = SOLVERS[row["solver"]] | {
         "weight": weight,
         "activation": activation,
@@ -125,18 +131,19 @@ def run(reference: Remembered, tokens: torch.Tensor, held_out: torch.Tensor, row
 def table(rows: list[dict[str, Any]]) -> str:
     """Perplexity and KL divergence in Markdown, mean ± standard deviation over seeds."""
     parts = []
+    columns = [c for c in COLUMNS | WEIGHT_ONLY if any(row["column"] == c for row in rows)]
     for title, key, digits in (("Perplexity", "perplexity", 2), ("KL divergence", "kl", 4)):
         lines = [
             f"{title} (full precision {rows[0]['full_precision'] if key == 'perplexity' else 0:.2f})",
             "",
-            "| constraint | solver | " + " | ".join(COLUMNS) + " |",
-            "|---" * (2 + len(COLUMNS)) + "|",
+            "| constraint | solver | " + " | ".join(columns) + " |",
+            "|---" * (2 + len(columns)) + "|",
         ]
         for constraint in CONSTRAINTS:
             for solver in SOLVERS:
                 found = [r for r in rows if (r["constraint"], r["solver"]) == (constraint, solver)]
                 cells = [
-                    _cell([r for r in found if r["column"] == c], key, digits) for c in COLUMNS
+                    _cell([r for r in found if r["column"] == c], key, digits) for c in columns
                 ]
                 lines.append(f"| {constraint} | {solver} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
@@ -164,6 +171,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, default=4096)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--weight-only", action="store_true")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
     parser.add_argument("--constraints", nargs="*", default=list(CONSTRAINTS))
     args = parser.parse_args()
@@ -187,7 +195,8 @@ def main() -> None:
     held_out = read_tokens(tokenizer, None, default="heldout")[: args.evaluate]
     keys = ("column", "solver", "constraint", "seed")
     known = {tuple(row[key] for key in keys) for row in rows}
-    for row in settings(args.seeds, args.columns, args.constraints):
+    columns = list(WEIGHT_ONLY) if args.weight_only else args.columns
+    for row in settings(args.seeds, columns, args.constraints):
         if tuple(row[key] for key in keys) in known:
             continue
         done = run(reference, tokens, held_out, row, args)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minifloat.fetch import cache_folder, fetch
 from minifloat.errors import UserError
+from minifloat.fetch import cache_folder, fetch
 from zoo.terrain import Terrain
 
 PACKAGE = "adaptive-terrain-diffusion==0.4.2"  # MIT

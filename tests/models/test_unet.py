@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from minifloat import formats
+from minifloat.calibrate.trajectories import record
 from minifloat.errors import UserError
 from minifloat.layers import QConv2d, packed_like
 from minifloat.method import quantize
@@ -139,3 +140,25 @@ def test_split_skips_get_scales_of_their_own() -> None:
 def test_a_model_without_known_blocks_is_told_what_to_do() -> None:
     with pytest.raises(UserError, match="UNetAdapter"):
         UNetAdapter().blocks(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_samplers_trajectory_is_recorded_by_name_and_thinned_over_all_times() -> None:
+    model = tiny()
+    pipeline = diffusers.DDIMPipeline(model, diffusers.DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> None:
+        for _ in range(2):
+            pipeline(batch_size=1, num_inference_steps=6, generator=generator, output_type="np")
+
+    calls = record(model, draw)
+    assert len(calls) == 12
+    times = [int(call["timestep"]) for call in calls]
+    assert times[:6] == times[6:] == sorted(times[:6], reverse=True)
+    assert not torch.equal(calls[0]["sample"], calls[1]["sample"])
+    adapter = UNetAdapter()
+    adapter.run(model, calls[0])
+    half = [int(call["timestep"]) for call in record(model, draw, limit=6)]
+    assert len(half) == 6
+    assert len(set(half)) >= 3
