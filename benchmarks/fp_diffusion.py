@@ -85,7 +85,9 @@ def judge(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, fl
     return figures
 
 
-def run(model: Terrain, expected: dict[str, Tensor], arm: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:  # fmt: skip
+def run(
+    model: Terrain, expected: dict[str, Tensor], arm: str, args: argparse.Namespace, seed: int
+) -> dict[str, Any]:
     """One run: its settings and figures."""
     settings = ARMS[arm] | ({"steps": str(args.steps)} if "learned" in arm else {})
     candidate = copy.deepcopy(model)
