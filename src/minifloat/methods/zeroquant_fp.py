@@ -18,6 +18,7 @@ from minifloat.formats import Format
 from minifloat.method import Method
 from minifloat.passes.assign import assign_scales, collect, round_to_nearest
 from minifloat.passes.gptq import solve_gptq
+from minifloat.passes.learn import learn_rounding
 from minifloat.passes.low_rank import compensate
 from minifloat.plan import Plan
 from minifloat.spec import LayerSpec, QuantSpec
@@ -43,7 +44,7 @@ def zeroquant_fp(
         group_size: input channels that share a scale; -1 for the whole row.
         constraint: none, m1 (power-of-two scales) or m2 (powers of two under a row's scale).
         scale_rounding: of constrained scales: up never clips, down is M2 as printed, nearest.
-        solver: gptq or nearest.
+        solver: gptq, nearest, or learned (block reconstruction, minutes a block).
         rank: rank of the LoRC branch, 0 for none.
         search: search clip values instead of taking the largest magnitude.
         act_order: GPTQ takes columns of large inputs first.
@@ -55,6 +56,7 @@ def zeroquant_fp(
         x = QuantSpec(Format.parse(activation), (1, -1), formats.FP32, dynamic=True)
     solvers: dict[str, Pass] = {
         "gptq": solve_gptq(damp=damp, act_order=act_order),
+        "learned": learn_rounding(),
         "nearest": round_to_nearest(),
     }
     if solver not in solvers:
