@@ -1,4 +1,4 @@
-"""The command line: quantize, evaluate, show, demo.
+"""The command line: quantize, evaluate, export, show, demo.
 
 Mistakes are answered with one sentence and exit code 2. Heavy imports wait inside the commands, so
 that `--help` answers at once.
@@ -101,6 +101,26 @@ def evaluate(
                     run_tasks(model, tokenizer, tasks.split(","), folder=tasks_folder), default=str
                 )
             )
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint of 'minifloat quantize'.")],
+    to: Annotated[str, typer.Option(help="compressed-tensors, modelopt, quark, fp8 or humming.")],
+    out: Annotated[Path, typer.Option(help="Folder of the exported checkpoint.")],
+    separate: Annotated[
+        bool, typer.Option("--separate", help="For readers that do not fuse q/k/v and gate/up.")
+    ] = False,
+) -> None:
+    """Write a quantized checkpoint as vLLM, SGLang, transformers and others read it."""
+    from minifloat.export.write import export as write
+    from minifloat.report import human_bytes
+
+    done = write(folder, to, out, separate=separate)
+    console.print(
+        f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
+        f"{human_bytes(done['after'])}\ncheckpoint: {out}"
+    )
 
 
 @app.command()
