@@ -1,4 +1,4 @@
-"""The command line: quantize, evaluate, export, show, demo.
+"""The command line: quantize, evaluate, export, verify, show, demo.
 
 Mistakes are answered with one sentence and exit code 2. Heavy imports wait inside the commands, so
 that `--help` answers at once.
@@ -121,6 +121,45 @@ def export(
         f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
         f"{human_bytes(done['after'])}\ncheckpoint: {out}"
     )
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An exported checkpoint, ours or another's.")],
+    reader: Annotated[
+        str, typer.Option("--for", metavar="NAME==VERSION", help="One reader; all if left out.")
+    ] = "",
+    deep: Annotated[bool, typer.Option("--deep", help="Decode and compare every tensor.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="The checkpoint that was exported; for --deep.")
+    ] = None,
+) -> None:
+    """Say what each reader does with a checkpoint, and by which rule; code 1 if one refuses it."""
+    from minifloat.export.verify import parse_reader, worst
+    from minifloat.export.verify import verify as check
+
+    if deep != (against is not None):
+        raise UserError("--deep and --against DIR go together")
+    findings = check(folder, parse_reader(reader) if reader else None)
+    table = Table("reader", "verdict", "layers", "rule", "what it does", "evidence")
+    for f in findings:
+        table.add_row(f.reader, f.verdict, str(len(f.layers)), f.rule, f.says, f.evidence)
+    console.print(table)
+    problems = _compare(folder, against) if against is not None else []
+    if problems or (reader and worst(findings) == "refuses"):
+        raise typer.Exit(1)
+
+
+def _compare(folder: Path, against: Path) -> list[str]:
+    from minifloat.export.native_folder import open_native
+    from minifloat.export.verify import compare
+
+    problems = compare(folder, open_native(against))
+    for problem in problems:
+        console.print(f"[red]{problem}[/red]", highlight=False)
+    if not problems:
+        console.print(f"every tensor decodes to that of {against}")
+    return problems
 
 
 @app.command()

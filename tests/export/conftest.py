@@ -75,10 +75,11 @@ def pack_model(model: Any, plan: Plan) -> None:
         if isinstance(layer, nn.Linear) and name != "lm_head"
     }
     outers = {}
-    for members in fused_groups(layers).values():
-        spec = plan.spec_of(members[0])
-        if spec is not None and spec.weight is not None and spec.weight.outer is not None:
-            weight = spec.weight
+    for group in fused_groups(layers).values():
+        specs = {name: plan.spec_of(name) for name in group}
+        members = [name for name, spec in specs.items() if spec is not None and spec.weight]
+        weight = specs[members[0]].weight if members else None  # type: ignore[union-attr]
+        if weight is not None and weight.outer is not None:
             found = [fit(amax_range(layers[m].weight.data, weight), weight) for m in members]
             outers |= dict.fromkeys(members, torch.stack([f.outer for f in found]).amax(0))
     for name, layer in layers.items():

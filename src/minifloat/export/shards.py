@@ -161,7 +161,7 @@ def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
     if tensor.numel():
-        file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _name(folder: Path, files: list[tuple[Path, list[str]]], total: int) -> None:
