@@ -77,6 +77,7 @@ def search_scale(
     grid: Sequence[float] = SHORT_GRID,
     *,
     weight: Tensor | None = None,
+    outer: Tensor | None = None,
 ) -> Scale:
     """The scales of least squared error over a grid of shrink factors of each tile's maximum.
 
@@ -85,14 +86,14 @@ def search_scale(
         spec: its spec; errors are taken with the scale as it will be stored.
         grid: factors of the largest magnitude.
         weight: importance of the columns [C], such as the diagonal of a Hessian.
+        outer: a given scale of the scales; that of the maxima if None.
 
     Returns:
-        Scales, never worse than those of the plain maximum if the grid holds 1. An outer scale is
-        that of the maxima.
+        Scales, never worse than those of the plain maximum if the grid holds 1.
     """
     x = x.float()
     amax = amax_range(x, spec)
-    outer = fit(amax, spec).outer
+    outer = fit(amax, spec).outer if outer is None else outer
     clips = [amax * factor for factor in grid]
     losses = torch.zeros(len(clips), x.shape[0], amax.shape[1], device=x.device)
     options = [by_row(fit(c, spec, outer=outer).values(spec), x.shape[0], spec.tile) for c in clips]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from minifloat.export.fused import fused_groups
 from minifloat.export.native import save
 from minifloat.layers import QLinear
+from minifloat.models.fused import fused_groups
 from minifloat.plan import Plan
 from minifloat.qtensor import encode
 from minifloat.scales import amax_range, fit

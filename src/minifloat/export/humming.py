@@ -28,8 +28,8 @@ from minifloat.export.contract import (
     no_ragged,
     weight_of,
 )
-from minifloat.export.fused import fused_groups
 from minifloat.formats import BF16, E4M3, E5M2, E8M0, FP16, FP32, Format, floating
+from minifloat.models.fused import fused_groups
 from minifloat.packing import pack, unpack
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale

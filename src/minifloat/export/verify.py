@@ -16,10 +16,10 @@ from torch import Tensor
 from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Contract, Layer, Scheme
 from minifloat.export.contracts import CONTRACTS
-from minifloat.export.fused import fused_groups
 from minifloat.export.native_folder import NativeFolder, read_config
 from minifloat.export.rules import READERS, UNTRACED, Fact, Verdict, Version, fired
 from minifloat.export.shards import Entry, entries
+from minifloat.models.fused import fused_groups
 from minifloat.qtensor import decode
 
 # Tensors of at most this many bytes are read: shapes and constants, never weights.

@@ -17,10 +17,10 @@ from torch import Tensor
 from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, able
-from minifloat.export.fused import fused_groups
 from minifloat.export.native import whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native
 from minifloat.export.shards import write
+from minifloat.models.fused import fused_groups
 
 _COPIED = (".json", ".txt", ".model", ".jinja")
 _OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")
