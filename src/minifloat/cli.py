@@ -1,4 +1,4 @@
-"""The command line: quantize, evaluate, export, verify, show, demo.
+"""The command line: quantize, evaluate, export, import, verify, show, demo.
 
 Mistakes are answered with one sentence and exit code 2. Heavy imports wait inside the commands, so
 that `--help` answers at once.
@@ -121,6 +121,21 @@ def export(
         f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
         f"{human_bytes(done['after'])}\ncheckpoint: {out}"
     )
+
+
+@app.command("import")
+def import_folder(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint of one of the contracts.")],
+    out: Annotated[Path, typer.Option(help="Folder of our checkpoint.")],
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="Leave inputs in full precision.")
+    ] = False,
+) -> None:
+    """Read a quantized checkpoint of another tool into ours; its codes stay as they are."""
+    from minifloat.export.read import read_folder
+
+    count = read_folder(folder, out, weights_only=weights_only)
+    console.print(f"{count} layers\ncheckpoint: {out}")
 
 
 @app.command()

@@ -96,7 +96,7 @@ def open_native(path: Path) -> NativeFolder:
         )
     plan = Plan.from_json({"rules": quantization["rules"]})
     known, found_specs = entries(path), {}
-    for name in quantization["layers"]:
+    for name in sorted(quantization["layers"]):  # an order that survives export and import
         spec = plan.spec_of(name)
         if spec is None or spec.weight is None or f"{name}.weight_scale" not in known:
             raise UserError(f"{path} names a packed layer {name!r} that it does not hold")

