@@ -70,8 +70,9 @@ def main() -> None:
     started = time.perf_counter()
     done = export(source, arguments.to, arguments.folder / arguments.to)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = time.perf_counter() - started
     print(
-        f"{done['layers']} layers, {done['after'] / 1e9:.2f} GB in {time.perf_counter() - started:.0f} s, "
+        f"{done['layers']} layers, {done['after'] / 1e9:.2f} GB in {seconds:.0f} s, "
         f"peak memory {peak / 1e9:.2f} GB"
     )
 

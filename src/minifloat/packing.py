@@ -52,7 +52,8 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         return pairs.reshape(packed.shape[0], -1)[:, :columns]
     if packed.shape[0] * columns > _PIECE and packed.shape[0] > 1:
         step = max(1, _PIECE // columns)
-        return torch.cat([unpack(part, bits, columns) for part in packed.split(step)])
+        pieces = range(0, packed.shape[0], step)
+        return torch.cat([unpack(packed[i : i + step], bits, columns) for i in pieces])
     groups = -(-columns // 8)
     padded = torch.nn.functional.pad(packed, (0, groups * bits - packed.shape[1]))
     parts = padded.reshape(packed.shape[0], groups, bits).long()

@@ -16,8 +16,8 @@ from minifloat.export.contracts import CONTRACTS
 from minifloat.export.write import export
 from minifloat.layers import QLinear
 from minifloat.qtensor import decode
+from tests.export.cases import BY_CONTRACT, layer_of
 from tests.export.conftest import Build, config_of
-from tests.export.test_contracts import BY_CONTRACT, layer_of
 
 CT = CONTRACTS["compressed-tensors"]
 CASES = BY_CONTRACT["compressed-tensors"]

@@ -17,8 +17,8 @@ from minifloat.export.write import export
 from minifloat.layers import QLinear
 from minifloat.qtensor import decode
 from minifloat.spec import LayerSpec, QuantSpec
+from tests.export.cases import BY_CONTRACT, layer_of
 from tests.export.conftest import Build
-from tests.export.test_contracts import BY_CONTRACT, layer_of
 from tests.export.test_judge_compressed_tensors import load
 
 SHAPE = (256, 384)

@@ -13,8 +13,8 @@ from minifloat.errors import UserError
 from minifloat.export.read import read_folder
 from minifloat.export.write import export
 from minifloat.spec import FP8_CHANNEL, FP8_TOKEN, MXFP4, NVFP4, LayerSpec, QuantSpec
+from tests.export.cases import BY_CONTRACT, CASES, NVFP4_INPUT
 from tests.export.conftest import Build, config_of
-from tests.export.test_contracts import BY_CONTRACT, CASES, NVFP4_INPUT
 from tests.export.test_write import digest
 
 SOME = [(n, c) for n, c in CASES if n != "humming" or c in ("float e2m3", "int3", "channel")]

