@@ -31,6 +31,8 @@ def verdict(spec: LayerSpec) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     ours, theirs = decode(layer.q), found["weight"].float()
+    if ours.shape != theirs.shape:
+        return f"another shape: {list(theirs.shape)}"
     if torch.equal(ours, theirs):
         return "identical"
     return f"within {float(((theirs - ours) / ours).abs().nan_to_num().max()):.1e} (bfloat16)"

@@ -134,7 +134,10 @@ def score(model_name: str, folder: Path) -> None:
     prompts = json.loads((folder / "prompts.json").read_text())
     results = json.loads((folder / "vllm.json").read_text())
     original, _ = load_model(model_name, dtype="float32")
-    print("| served | same greedy tokens | off our best by at most | vLLM to ours | our bfloat16 to", end="")
+    print(
+        "| served | same greedy tokens | off our best by at most | vLLM to ours | our bfloat16 to",
+        end="",
+    )
     print(" ours | vLLM to full precision |\n|---|---|---|---|---|---|")
     for name, ours in [*((name, name) for name in specs()), ("W4A8", "W4A16")]:
         answers = results.get(name)
