@@ -106,17 +106,21 @@ def evaluate(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A checkpoint of 'minifloat quantize'.")],
-    to: Annotated[str, typer.Option(help="compressed-tensors, modelopt, quark, fp8 or humming.")],
+    to: Annotated[
+        str, typer.Option(help="compressed-tensors, modelopt, quark, fp8, humming or gguf.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the exported checkpoint.")],
     separate: Annotated[
         bool, typer.Option("--separate", help="For readers that do not fuse q/k/v and gate/up.")
     ] = False,
 ) -> None:
     """Write a quantized checkpoint as vLLM, SGLang, transformers and others read it."""
+    from minifloat.export.gguf import export_gguf
     from minifloat.export.write import export as write
     from minifloat.report import human_bytes
 
-    done = write(folder, to, out, separate=separate)
+    gguf = to == "gguf"
+    done = export_gguf(folder, out) if gguf else write(folder, to, out, separate=separate)
     console.print(
         f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
         f"{human_bytes(done['after'])}\ncheckpoint: {out}"

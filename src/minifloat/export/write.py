@@ -43,7 +43,7 @@ def export(source: Path, to: str, out: Path, *, separate: bool = False) -> dict[
         UserError: a layer that the contract cannot hold, with the reason and the contracts that can.
     """
     if to not in CONTRACTS:
-        raise unknown("contract", to, CONTRACTS)
+        raise unknown("contract", to, (*CONTRACTS, "gguf"))
     if out.resolve() == source.resolve():
         raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
     folder, contract = open_native(source), CONTRACTS[to]
