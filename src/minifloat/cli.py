@@ -113,14 +113,19 @@ def export(
     separate: Annotated[
         bool, typer.Option("--separate", help="For readers that do not fuse q/k/v and gate/up.")
     ] = False,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="Leave inputs in full precision.")
+    ] = False,
 ) -> None:
     """Write a quantized checkpoint as vLLM, SGLang, transformers and others read it."""
     from minifloat.export.gguf import export_gguf
     from minifloat.export.write import export as write
     from minifloat.report import human_bytes
 
-    gguf = to == "gguf"
-    done = export_gguf(folder, out) if gguf else write(folder, to, out, separate=separate)
+    if to == "gguf":
+        done = export_gguf(folder, out, weights_only=weights_only)
+    else:
+        done = write(folder, to, out, separate=separate, weights_only=weights_only)
     console.print(
         f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
         f"{human_bytes(done['after'])}\ncheckpoint: {out}"
@@ -160,10 +165,9 @@ def verify(
     if deep != (against is not None):
         raise UserError("--deep and --against DIR go together")
     findings = check(folder, parse_reader(reader) if reader else None)
-    table = Table("reader", "verdict", "layers", "rule", "what it does", "evidence")
     for f in findings:
-        table.add_row(f.reader, f.verdict, str(len(f.layers)), f.rule, f.says, f.evidence)
-    console.print(table)
+        rule = f" ({f.rule}; {f.evidence})" if f.rule else ""
+        console.print(f"[bold]{f.reader} {f.verdict}[/bold] {len(f.layers)} layers: {f.says}{rule}")
     problems = _compare(folder, against) if against is not None else []
     if problems or (reader and worst(findings) == "refuses"):
         raise typer.Exit(1)

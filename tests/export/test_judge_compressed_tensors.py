@@ -47,7 +47,7 @@ def test_the_package_decompresses_to_our_values(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_package_compresses_our_values_to_our_bytes(case: str) -> None:
-    """Given our decoded weight and our scales, it writes what we write; but E2M1's -0, which it drops."""
+    """Given our decoded weight and our scales, it writes what we write, but drops E2M1's -0."""
     layer = layer_of(CASES[case])
     if layer.q.spec.format == formats.E2M1:
         codes = torch.where(layer.q.codes == 8, 0, layer.q.codes).to(torch.uint8)

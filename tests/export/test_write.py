@@ -104,6 +104,15 @@ def test_refusals_name_the_layer_and_the_contracts_that_can(build: Build, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_inputs_can_be_left_out(build: Build, tmp_path: Path) -> None:
+    source = build(LayerSpec(QuantSpec(formats.E2M3, (1, 32), formats.FP16), FP8_TOKEN))
+    with pytest.raises(UserError, match="humming can, with --weights-only"):
+        export(source, "compressed-tensors", tmp_path / "out")
+    with pytest.raises(UserError, match="add --weights-only"):
+        export(source, "humming", tmp_path / "out")
+    assert export(source, "humming", tmp_path / "out", weights_only=True)["layers"] == 14
+
+
 def test_shards_are_cut_and_read_by_the_package(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.randn(7, i + 1).to(torch.bfloat16) for i in range(6)}
     tensors |= {"bytes": torch.arange(5, dtype=torch.uint8), "none": torch.empty(0, 3)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal, Shape
-from minifloat.export.contracts import able
+from minifloat.export.contracts import alternatives
 from minifloat.export.gguf_blocks import BLOCK, BYTES, blocks, kind_of
 from minifloat.export.native import whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native
@@ -25,7 +25,7 @@ from minifloat.scales import Scale
 FILE = "model.gguf"
 
 
-def export_gguf(source: Path, out: Path) -> dict[str, Any]:
+def export_gguf(source: Path, out: Path, *, weights_only: bool = False) -> dict[str, Any]:
     """Write a checkpoint of ours as a folder with one GGUF file.
 
     Returns:
@@ -41,6 +41,8 @@ def export_gguf(source: Path, out: Path) -> dict[str, Any]:
             "GGUF files need the package gguf; pip install 'minifloat[gguf]'"
         ) from error
     folder = open_native(source)
+    if weights_only:
+        folder = folder.weights_only()
     if folder.config.get("model_type") != "llama":
         raise UserError(f"GGUF is written for Llama models, not {folder.config.get('model_type')}")
     kinds = {name: _kind(folder, name) for name in folder.specs}
@@ -77,9 +79,8 @@ def _kind(folder: NativeFolder, name: str) -> str:
     try:
         return kind_of(spec, shape)
     except Refusal as error:
-        others = " and ".join(able(spec, shape))
-        hint = f"; {others} can" if others else ""
-        raise UserError(f"gguf cannot hold {name}: {error}{hint}") from error
+        hint = alternatives(spec, shape)
+        raise UserError(f"gguf cannot hold {name}: {error}; {hint}") from error
 
 
 def _plan(folder: NativeFolder, kinds: dict[str, str]) -> Iterator[tuple[str, Shape, str]]:

@@ -33,7 +33,9 @@ def kind_of(spec: LayerSpec, shape: Shape) -> str:
     weight = weight_of(spec)
     rows, columns = weight.tile
     if spec.input is not None:
-        raise Refusal(f"it says nothing of inputs ({spec.input}); keep them in full precision")
+        raise Refusal(
+            f"it says nothing of inputs ({spec.input}); add --weights-only to leave them out"
+        )
     if rows != 1 or (columns != -1 and columns % BLOCK):
         raise Refusal(f"a scale covers a row or groups of a multiple of 32, not {weight.tile}")
     if shape[1] % (BLOCK if columns == -1 else columns):

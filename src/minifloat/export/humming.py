@@ -48,7 +48,7 @@ def scheme(spec: LayerSpec, shape: Shape) -> Scheme:
     weight = weight_of(spec)
     if spec.input is not None:
         raise Refusal(
-            f"the input {spec.input} is left to the server's own setting; keep inputs unquantized"
+            f"the input {spec.input} is left to the server's own setting; add --weights-only"
         )
     no_ragged(weight, shape)
     multiple(shape[1] * weight.format.bits, 32, "and rows are stored in 32-bit words")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class NativeFolder:
     specs: dict[str, LayerSpec]
     ranks: dict[str, int]
     entries: dict[str, Entry]
+
+    def weights_only(self) -> "NativeFolder":
+        """The same folder with its inputs in full precision."""
+        specs = {name: replace(spec, input=None) for name, spec in self.specs.items()}
+        return replace(self, specs=specs)
 
     def shape(self, name: str) -> Shape:
         """[out, in] of a packed layer. A width that is no multiple of 8 is taken as the largest

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Contract, Refusal, Scheme
-from minifloat.export.contracts import CONTRACTS, able
+from minifloat.export.contracts import CONTRACTS, alternatives
 from minifloat.export.native import whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native
 from minifloat.export.shards import write
@@ -26,7 +26,9 @@ _COPIED = (".json", ".txt", ".model", ".jinja")
 _OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")
 
 
-def export(source: Path, to: str, out: Path, *, separate: bool = False) -> dict[str, Any]:
+def export(
+    source: Path, to: str, out: Path, *, separate: bool = False, weights_only: bool = False
+) -> dict[str, Any]:
     """Write a checkpoint of ours as another contract's folder.
 
     Args:
@@ -35,6 +37,7 @@ def export(source: Path, to: str, out: Path, *, separate: bool = False) -> dict[
         out: folder to write.
         separate: allow fused layers of different schemes or outer scales, for readers that do not
             fuse (transformers).
+        weights_only: leave inputs in full precision, whatever the plan says of them.
 
     Returns:
         Bytes of the tensors before and after, and the number of layers by scheme.
@@ -47,6 +50,8 @@ def export(source: Path, to: str, out: Path, *, separate: bool = False) -> dict[
     if out.resolve() == source.resolve():
         raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
     folder, contract = open_native(source), CONTRACTS[to]
+    if weights_only:
+        folder = folder.weights_only()
     schemes = schemes_of(folder, to)
     if contract.fused and not separate:
         check_fused(folder, schemes)
@@ -86,8 +91,7 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
         try:
             found[name] = CONTRACTS[to].scheme(spec, shape)
         except Refusal as error:
-            others = able(spec, shape)
-            hint = f"{' and '.join(others)} can" if others else "no other contract can either"
+            hint = alternatives(spec, shape)
             raise UserError(f"{to} cannot hold {name}: {error}; {hint}") from error
     if not found:
         raise UserError(f"{folder.path} has no packed layer to export")
