@@ -15,9 +15,9 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer
+from minifloat.export.contract_folder import ContractFolder, open_contract
 from minifloat.export.native import QUANT_METHOD, whole_or_nothing
 from minifloat.export.shards import write
-from minifloat.export.verify import ContractFolder, open_contract
 from minifloat.export.write import copy_companions
 from minifloat.layers import QLinear
 from minifloat.spec import LayerSpec

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import UserError, unknown
-from minifloat.export.contract import Contract, Layer, Scheme
-from minifloat.export.contracts import CONTRACTS
-from minifloat.export.native_folder import NativeFolder, read_config
+from minifloat.export.contract import Layer
+from minifloat.export.contract_folder import ContractFolder, open_contract
+from minifloat.export.native_folder import NativeFolder
 from minifloat.export.rules import READERS, UNTRACED, Fact, Verdict, Version, fired
-from minifloat.export.shards import Entry, entries
 from minifloat.models.fused import fused_groups
 from minifloat.qtensor import decode
 
-# Tensors of at most this many bytes are read: shapes and constants, never weights.
-_SMALL = 64
 _WORST: tuple[Verdict, ...] = ("loads", "needs", "differs", "refuses")
 
 
@@ -37,62 +34,6 @@ class Finding:
     says: str
     evidence: str
     layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ContractFolder:
-    """A folder of another contract, by its headers."""
-
-    path: Path
-    name: str
-    contract: Contract
-    config: dict[str, Any]
-    schemes: dict[str, Scheme]
-    entries: dict[str, Entry]
-
-    def tensors(self, layer: str) -> dict[str, Tensor]:
-        """A layer's tensors."""
-        return {suffix: entry.read() for suffix, entry in self._of(layer).items()}
-
-    def outline(self, layer: str) -> dict[str, Tensor]:
-        """A layer's tensors without their data, but for the small ones."""
-        return {suffix: _outline(entry) for suffix, entry in self._of(layer).items()}
-
-    def _of(self, layer: str) -> dict[str, Entry]:
-        wanted = self.contract.suffixes(self.schemes[layer])
-        found = {suffix: self.entries.get(f"{layer}.{suffix}") for suffix in wanted}
-        missing = [suffix for suffix, entry in found.items() if entry is None]
-        if missing:
-            raise UserError(f"{layer} lacks {' and '.join(missing)}, which {self.name} asks for")
-        return {suffix: entry for suffix, entry in found.items() if entry is not None}
-
-
-def open_contract(path: Path) -> ContractFolder:
-    """Read a folder's configuration and headers.
-
-    Raises:
-        UserError: it has no quantization of a contract known here.
-    """
-    config = read_config(path)
-    quantization = config.get("quantization_config") or {}
-    name = str(quantization.get("quant_method"))
-    if name not in CONTRACTS:
-        known = ", ".join(CONTRACTS)
-        raise UserError(f"{path} has the quantization method {name!r}; known here: {known}")
-    places = entries(path)
-    present: dict[str, set[str]] = {}
-    for tensor in places:
-        module, _, suffix = tensor.rpartition(".")
-        present.setdefault(module, set()).add(suffix)
-    try:
-        schemes = CONTRACTS[name].schemes(quantization, dict(sorted(present.items())))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path / 'config.json'} is no whole {name} configuration: {error}"
-        ) from error
-    if not schemes:
-        raise UserError(f"{path} names no layer that is quantized by {name}")
-    return ContractFolder(path, name, CONTRACTS[name], config, schemes, places)
 
 
 def verify(path: Path, readers: dict[str, Version] | None = None) -> list[Finding]:
@@ -215,15 +156,6 @@ def _checked(folder: ContractFolder, name: str) -> Layer:
             f"{name} has scales {list(layer.q.scale.stored.shape)} for {list(tiles)} tiles"
         )
     return layer
-
-
-def _outline(entry: Entry) -> Tensor:
-    found = entry.read() if entry.bytes <= _SMALL else None
-    if found is not None:
-        return found
-    from minifloat.export.shards import DTYPES
-
-    return torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
 
 
 def compare(path: Path, against: NativeFolder) -> list[str]:
