@@ -196,6 +196,15 @@ def test_packing_round_trips(bits: int, columns: int) -> None:
     assert torch.equal(unpack(packed, bits, columns), codes)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_packing_in_pieces_gives_the_same_bytes(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.randint(0, 2**bits, (37, 45), dtype=torch.uint8)
+    whole = pack(codes, bits)
+    monkeypatch.setattr("minifloat.packing._PIECE", 200)
+    assert torch.equal(pack(codes, bits), whole)
+    assert torch.equal(unpack(whole, bits, 45), codes)
+
+
 def test_packing_order_is_little_endian() -> None:
     assert pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x03]]
     assert pack(torch.tensor([[63, 0, 0, 1]], dtype=torch.uint8), 6).tolist() == [[63, 0, 4]]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 
+# Codes that are packed at once: the words on the way take eight bytes a code and more.
+_PIECE = 1 << 20
+
 
 def packed_width(columns: int, bits: int) -> int:
     """Bytes of a row of codes."""
@@ -21,6 +24,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     rows, columns = codes.shape
     if bits == 8:
         return codes.contiguous()
+    if bits == 4:
+        padded = torch.nn.functional.pad(codes, (0, columns % 2)) if columns % 2 else codes
+        return padded[:, 1::2].bitwise_left_shift(4).bitwise_or_(padded[:, ::2])
+    if rows * columns > _PIECE and rows > 1:
+        step = max(1, _PIECE // columns)
+        return torch.cat([pack(codes[i : i + step], bits) for i in range(0, rows, step)])
     octets = torch.nn.functional.pad(codes, (0, -columns % 8)).reshape(rows, -1, 8)
     word = torch.zeros(octets.shape[:2], dtype=torch.int64, device=codes.device)
     for i in range(8):
@@ -41,6 +50,10 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     if bits == 4:
         pairs = torch.stack((packed & 15, packed >> 4), dim=-1)
         return pairs.reshape(packed.shape[0], -1)[:, :columns]
+    if packed.shape[0] * columns > _PIECE and packed.shape[0] > 1:
+        step = max(1, _PIECE // columns)
+        pieces = range(0, packed.shape[0], step)
+        return torch.cat([unpack(packed[i : i + step], bits, columns) for i in pieces])
     groups = -(-columns // 8)
     padded = torch.nn.functional.pad(packed, (0, groups * bits - packed.shape[1]))
     parts = padded.reshape(packed.shape[0], groups, bits).long()

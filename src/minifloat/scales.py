@@ -81,6 +81,7 @@ def search_scale(
     *,
     weight: Tensor | None = None,
     coarse: int = 1,
+    outer: Tensor | None = None,
 ) -> Scale:
     """The scales of least squared error over a grid of shrink factors of each tile's maximum.
 
@@ -90,14 +91,14 @@ def search_scale(
         grid: factors of the largest magnitude.
         weight: importance of the columns [C], such as the diagonal of a Hessian.
         coarse: look at every so many factors first, then at all around each tile's best.
+        outer: a given scale of the scales; that of the maxima if None.
 
     Returns:
-        Scales, never worse than those of the plain maximum if the grid holds 1. An outer scale is
-        that of the maxima.
+        Scales, never worse than those of the plain maximum if the grid holds 1.
     """
     x = x.float()
     amax = amax_range(x, spec)
-    outer = fit(amax, spec).outer
+    outer = fit(amax, spec).outer if outer is None else outer
     factors = torch.tensor(grid, device=x.device)
 
     def errors(choices: Tensor) -> Tensor:

@@ -128,11 +128,22 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer's weight, input and output; None leaves that tensor in full precision."""
+    """A layer's weight, input and output; None leaves that tensor in full precision.
+
+    Inputs that are scaled by token are dynamic, since tokens are not known before; one scale for a
+    tensor or a channel is calibrated and stored, unless the spec says dynamic. Outputs are dynamic.
+    """
 
     weight: QuantSpec | None = None
     input: QuantSpec | None = None
     output: QuantSpec | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            spec = getattr(self, name)
+            static = name == "input" and spec is not None and spec.tile[0] == -1
+            if spec is not None and not static and not spec.dynamic:
+                object.__setattr__(self, name, replace(spec, dynamic=True))
 
     def to_json(self) -> dict[str, Any]:
         parts = {"weight": self.weight, "input": self.input, "output": self.output}

@@ -1,18 +1,22 @@
 """The claims of the passes on plain tensors: GPTQ, LoRC and their edge cases."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from minifloat import formats
 from minifloat.calibrate.stats import output_sqnr, sqnr
+from minifloat.calibrate.walk import Work
 from minifloat.errors import UserError
+from minifloat.passes.assign import assign_scales
 from minifloat.passes.gptq import gptq, inverse_factor
 from minifloat.passes.low_rank import low_rank
 from minifloat.qtensor import decode, encode
 from minifloat.scales import search_scale
-from minifloat.spec import SPECS, QuantSpec
+from minifloat.spec import SPECS, LayerSpec, QuantSpec
 
 
 def problem(seed: int = 0, features: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,3 +118,21 @@ def test_output_sqnr_from_the_hessian_is_that_of_the_outputs() -> None:
     assert output_sqnr(w, w_hat, x.T @ x) == pytest.approx(
         sqnr(x @ w.T, x @ (w - w_hat).T), abs=0.01
     )
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_layers_that_engines_fuse_share_their_outer_scale(search: bool) -> None:
+    spec = LayerSpec(SPECS["nvfp4"])
+    names = [f"block.attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    layers = {}
+    for i, name in enumerate(names):
+        module = torch.nn.Linear(64, 32, bias=False)
+        module.weight.data.mul_(i + 1)
+        layers[name] = Work(module, spec)
+    window: Any = SimpleNamespace(layers=layers)
+    assign_scales(search=search)(window)
+    outers = [layers[name].scale.outer for name in names]  # type: ignore[union-attr]
+    assert outers[0] is not None
+    assert torch.equal(outers[0], outers[1])
+    assert torch.equal(outers[0], outers[2])
+    assert not torch.equal(outers[0], outers[3])  # type: ignore[arg-type]

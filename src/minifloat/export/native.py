@@ -56,7 +56,8 @@ def _replaceable(folder: Path) -> bool:
     """Whether a folder is empty or was written by us."""
     if not folder.is_dir():
         return False
-    return not any(folder.iterdir()) or (folder / "report.json").is_file()
+    ours = ("report.json", "export.json")
+    return not any(folder.iterdir()) or any((folder / name).is_file() for name in ours)
 
 
 def save(model: nn.Module, plan: Plan, folder: Path) -> int:

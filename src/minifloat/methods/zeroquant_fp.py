@@ -17,6 +17,7 @@ from minifloat.errors import unknown
 from minifloat.formats import Format
 from minifloat.method import Method
 from minifloat.passes.assign import assign_scales, collect, round_to_nearest
+from minifloat.passes.formats import search_inputs
 from minifloat.passes.gptq import solve_gptq
 from minifloat.passes.learn import learn_rounding
 from minifloat.passes.low_rank import compensate
@@ -61,7 +62,13 @@ def zeroquant_fp(
     }
     if solver not in solvers:
         raise unknown("solver", solver, solvers)
-    passes = (collect(), assign_scales(search=search), solvers[solver], compensate(rank))
+    passes = (
+        collect(),
+        assign_scales(search=search),
+        solvers[solver],
+        compensate(rank),
+        search_inputs(grid=(1.0,)),  # for plans with static inputs; the method's own are dynamic
+    )
     plan = Plan((("*", LayerSpec(weight=w, input=x)),))
     return Method("zeroquant-fp", "arXiv 2307.09782", plan, passes)
 

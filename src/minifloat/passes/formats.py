@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minifloat.calibrate.walk import Pass, Window
 from minifloat.formats import Format
+from minifloat.qtensor import scale_of
 from minifloat.scales import FULL_GRID, choose_format
 
 # Of the 111 factors, the ones looked at first: within 1 % of the full search's error for a tensor.
@@ -37,8 +38,10 @@ def search_weights(candidates: Sequence[Format], grid: Sequence[float] = FULL_GR
     return apply
 
 
-def search_inputs(candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID) -> Pass:
-    """Give every static input the candidate and the scales of least squared error.
+def search_inputs(
+    candidates: Sequence[Format] | None = None, grid: Sequence[float] = FULL_GRID
+) -> Pass:
+    """Give every static input the candidate (its own format if None) and scales of least squared error.
 
     The weights are the quantized ones by then, as the layers after a layer will see its output.
     """
@@ -49,6 +52,8 @@ def search_inputs(candidates: Sequence[Format], grid: Sequence[float] = FULL_GRI
             for name, work in window.layers.items()
             if work.spec.input is not None and not work.spec.input.dynamic
         }
+        if not static:
+            return
         samples = {name: Sample(_SAMPLE // len(window.calls)) for name in static}
         handles = [
             work.module.register_forward_pre_hook(_sampler(samples[name]))
@@ -62,11 +67,13 @@ def search_inputs(candidates: Sequence[Format], grid: Sequence[float] = FULL_GRI
             for handle in handles:
                 handle.remove()
         for name, work in static.items():
-            assert work.spec.input is not None
-            rows = samples[name].rows()
-            spec, work.input_scale = choose_format(
-                rows, work.spec.input, candidates, grid, coarse=_COARSE
-            )
+            spec, rows = work.spec.input, samples[name].rows()
+            assert spec is not None
+            if spec.zero_point:
+                work.input_scale = scale_of(rows, spec)
+                continue
+            formats = [spec.format] if candidates is None else candidates
+            spec, work.input_scale = choose_format(rows, spec, formats, grid, coarse=_COARSE)
             work.spec = replace(work.spec, input=spec)
 
     return apply

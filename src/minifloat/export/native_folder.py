@@ -1,0 +1,128 @@
+"""Our own checkpoint folder, read layer by layer without building the model."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minifloat.errors import UserError
+from minifloat.export.contract import Layer, Shape
+from minifloat.export.native import QUANT_METHOD
+from minifloat.export.shards import Entry, entries
+from minifloat.packing import unpack
+from minifloat.plan import Plan
+from minifloat.qtensor import QTensor
+from minifloat.scales import Scale
+from minifloat.spec import LayerSpec
+
+_OWN = ("weight", "weight_scale", "weight_outer_scale", "weight_zero_point")
+
+
+@dataclass(frozen=True)
+class NativeFolder:
+    """A checkpoint of ours.
+
+    Attributes:
+        config: config.json without the quantization.
+        specs: the spec of every packed layer.
+        ranks: the rank of its low-rank branch.
+        entries: every tensor's place.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    specs: dict[str, LayerSpec]
+    ranks: dict[str, int]
+    entries: dict[str, Entry]
+
+    def weights_only(self) -> "NativeFolder":
+        """The same folder with its inputs in full precision."""
+        specs = {name: replace(spec, input=None) for name, spec in self.specs.items()}
+        return replace(self, specs=specs)
+
+    def shape(self, name: str) -> Shape:
+        """[out, in] of a packed layer. A width that is no multiple of 8 is taken as the largest
+        that its bytes hold, since the folder does not say it."""
+        weight = self.specs[name].weight
+        assert weight is not None
+        rows, width = self.entries[f"{name}.weight"].shape
+        return rows, width * 8 // weight.format.bits
+
+    def layer(self, name: str) -> Layer:
+        """One packed layer, unpacked."""
+        spec, shape = self.specs[name].weight, self.shape(name)
+        assert spec is not None
+        codes = unpack(self._read(name, "weight"), spec.format.bits, shape[1])
+        scale = Scale(self._read(name, "weight_scale"), self.outer(name), self._zero(name))
+        return Layer(self.specs[name], QTensor(codes, scale, spec, shape))
+
+    def outer(self, name: str) -> Tensor | None:
+        """The scale of a layer's scales, if it has one."""
+        entry = self.entries.get(f"{name}.weight_outer_scale")
+        return None if entry is None else entry.read()
+
+    def _zero(self, name: str) -> Tensor | None:
+        entry = self.entries.get(f"{name}.weight_zero_point")
+        return None if entry is None else entry.read()
+
+    def _read(self, name: str, suffix: str) -> Tensor:
+        return self.entries[f"{name}.{suffix}"].read()
+
+    def kept(self) -> list[str]:
+        """Modules with a matrix in full precision: what a configuration must name as such."""
+        names = [n for n, e in self.entries.items() if n.endswith(".weight") and len(e.shape) == 2]
+        modules = [name.removesuffix(".weight") for name in names]
+        return [name for name in modules if name not in self.specs]
+
+    def others(self) -> Iterator[str]:
+        """The tensors that are no part of a packed layer; biases are among them."""
+        for name in self.entries:
+            module, _, suffix = name.rpartition(".")
+            if module not in self.specs or suffix not in _OWN:
+                yield name
+
+
+def open_native(path: Path) -> NativeFolder:
+    """Read the headers of a checkpoint of ours.
+
+    Raises:
+        UserError: it is none, or lacks tensors that its configuration names.
+    """
+    config = read_config(path)
+    quantization = config.pop("quantization_config", None) or {}
+    if quantization.get("quant_method") != QUANT_METHOD:
+        found = quantization.get("quant_method", "no quantization")
+        raise UserError(
+            f"{path} is no minifloat checkpoint (its config.json has {found}); "
+            "write one with 'minifloat quantize' or 'minifloat import'"
+        )
+    plan = Plan.from_json({"rules": quantization["rules"]})
+    known, found_specs = entries(path), {}
+    for name in sorted(quantization["layers"]):  # an order that survives export and import
+        spec = plan.spec_of(name)
+        if spec is None or spec.weight is None or f"{name}.weight_scale" not in known:
+            raise UserError(f"{path} names a packed layer {name!r} that it does not hold")
+        found_specs[name] = spec
+    return NativeFolder(path, config, found_specs, quantization["layers"], known)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a folder.
+
+    Raises:
+        UserError: there is none, or it is no JSON object.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{str(path)!r} has no config.json, so it is not a model's folder"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / 'config.json'} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.json'} holds no configuration")
+    return config

@@ -1,0 +1,100 @@
+"""From another contract's folder to one of ours: packed layers stay packed, codes are not touched.
+
+The result loads as any checkpoint of ours, runs on our kernels and goes out again by any contract that
+can hold it. A folder that we exported comes back to the same export byte for byte.
+"""
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minifloat.errors import UserError
+from minifloat.export.contract import Layer
+from minifloat.export.contract_folder import ContractFolder, open_contract
+from minifloat.export.native import QUANT_METHOD, whole_or_nothing
+from minifloat.export.shards import write
+from minifloat.export.write import copy_companions
+from minifloat.layers import QLinear
+from minifloat.spec import LayerSpec
+
+
+def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
+    """Write a folder of another contract as a checkpoint of ours; returns the number of layers.
+
+    Args:
+        source: folder that vLLM or transformers would load.
+        out: folder to write.
+        weights_only: leave inputs in full precision, whatever the folder says of them.
+
+    Raises:
+        UserError: something that our layers cannot hold, such as calibrated input scales.
+    """
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
+    folder = open_contract(source)
+    if folder.config["quantization_config"].get("kv_cache_scheme"):
+        raise UserError(f"{source} quantizes its KV cache, which minifloat does not run")
+    specs = {name: _spec(folder, name, weights_only) for name in folder.schemes}
+    config = {**folder.config, "quantization_config": _quantization(specs)}
+    with whole_or_nothing(out) as partial:
+        write(partial, _tensors(folder, specs))
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        note = {"imported": folder.name, "minifloat": version("minifloat")}
+        (partial / "export.json").write_text(json.dumps(note, indent=2) + "\n")
+        copy_companions(source, partial)
+    return len(specs)
+
+
+def _spec(folder: ContractFolder, name: str, weights_only: bool) -> LayerSpec:
+    """A layer's spec, if our layers can hold what is stored."""
+    if f"{name}.weight_g_idx" in folder.entries:
+        raise UserError(f"{name} sorts its columns (weight_g_idx), which minifloat does not read")
+    spec = folder.contract.read(folder.schemes[name], folder.outline(name)).spec
+    if weights_only:
+        return LayerSpec(spec.weight)
+    given = folder.schemes[name].get("input_activations") or {}
+    static = spec.input is not None and given.get("dynamic", True) is False
+    if static or not _constants_are_one(folder, name):
+        raise UserError(
+            f"{name} has a calibrated input scale, for which our layers have no place; add "
+            "--weights-only to leave inputs in full precision"
+        )
+    return spec
+
+
+def _constants_are_one(folder: ContractFolder, name: str) -> bool:
+    """Whether stored scales of inputs say what a spec without them says."""
+    for suffix in ("input_scale", "input_global_scale"):
+        entry = folder.entries.get(f"{name}.{suffix}")
+        if entry is not None and not bool((entry.read().float() == 1).all()):
+            return False
+    return True
+
+
+def _quantization(specs: dict[str, LayerSpec]) -> dict[str, Any]:
+    rules = list(specs.items())
+    if len(set(specs.values())) == 1:
+        rules = [("*", rules[0][1])]
+    return {
+        "quant_method": QUANT_METHOD,
+        "format_version": 1,
+        "rules": [[pattern, spec.to_json()] for pattern, spec in rules],
+        "layers": dict.fromkeys(specs, 0),
+    }
+
+
+def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tuple[str, Tensor]]:
+    for name, entry in folder.entries.items():
+        module, _, suffix = name.rpartition(".")
+        if module not in specs or suffix == "bias":
+            yield name, entry.read()
+    for name, spec in specs.items():
+        layer: Layer = folder.contract.read(folder.schemes[name], folder.tensors(name))
+        packed = QLinear.pack(layer.q, spec, None, torch.float32)
+        for suffix, tensor in packed.state_dict().items():
+            yield f"{name}.{suffix}", tensor

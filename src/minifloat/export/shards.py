@@ -1,0 +1,178 @@
+"""safetensors files tensor by tensor: a header, a reader and a writer that never hold a whole model.
+
+The file is eight bytes of header length, a JSON header (name: dtype, shape, offsets) and the data
+(https://github.com/huggingface/safetensors, "Format"). The package maps whole files, so that every
+page it has touched counts as this process's memory; here one tensor is read and let go.
+Tensors are written largest dtype first and then by name: aligned, and the same bytes every time.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from minifloat.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I16": torch.int16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: its file, the first byte in it, dtype name and shape."""
+
+    file: Path
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own.
+
+        Raises:
+            UserError: the file ends before the tensor does.
+        """
+        data = bytearray(self.bytes)
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            if file.readinto(data) != self.bytes:
+                raise UserError(f"{self.file} is cut off; copy or write it again")
+        if not data:
+            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a folder's safetensors files by name, sorted; only headers are read.
+
+    Raises:
+        UserError: there is no such file, one is damaged, or two hold the same name.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{str(folder)!r} has no weights: it needs a .safetensors file")
+    found: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in _header(file):
+            if name in found:
+                raise UserError(f"{name} is in both {found[name].file.name} and {file.name}")
+            found[name] = entry
+    return dict(sorted(found.items()))
+
+
+def _header(path: Path) -> Iterator[tuple[str, Entry]]:
+    """The names and places of one file's tensors."""
+    damaged = UserError(f"the safetensors weights in {path} are damaged or cut off")
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= path.stat().st_size - 8:
+                raise damaged
+            header = json.loads(file.read(size))
+        rows = [(n, row) for n, row in header.items() if n != "__metadata__"]
+        for name, row in rows:
+            start, end = row["data_offsets"]
+            entry = Entry(path, 8 + size + start, row["dtype"], tuple(row["shape"]))
+            if entry.bytes != end - start or 8 + size + end > path.stat().st_size:
+                raise damaged
+            yield name, entry
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged from error
+
+
+def write(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int = 512 << 20
+) -> dict[str, int]:
+    """Write a stream of tensors in shards of at most `limit` bytes; returns each tensor's bytes.
+
+    Files are named as transformers names them; a tensor above the limit has a file of its own.
+    """
+    files: list[tuple[Path, list[str]]] = []
+    sizes: dict[str, int] = {}
+    held: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        if held:
+            path = folder / f"part-{len(files)}"
+            _write_file(path, held)
+            files.append((path, sorted(held)))
+            held.clear()
+
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if sum(sizes[n] for n in held) + size > limit:
+            flush()
+        sizes[name] = size
+        held[name] = tensor.contiguous()
+        del tensor
+        if size >= limit:
+            flush()  # before the next one is read
+    flush()
+    _name(folder, files, sum(sizes.values()))
+    return sizes
+
+
+def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            _write_tensor(file, tensors[name])
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
+    if tensor.numel():
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _name(folder: Path, files: list[tuple[Path, list[str]]], total: int) -> None:
+    """Give the parts their final names, and an index where there are several."""
+    if len(files) == 1:
+        files[0][0].rename(folder / "model.safetensors")
+        return
+    places: dict[str, str] = {}
+    for i, (path, names) in enumerate(files):
+        name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        path.rename(folder / name)
+        places |= dict.fromkeys(names, name)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

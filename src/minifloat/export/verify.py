@@ -1,0 +1,207 @@
+"""Does a folder load where it shall run? Answered from headers, configuration and a table of rules.
+
+`verify` needs no reader's package, no GPU and no weights in memory. `compare` goes on to decode every
+tensor and hold it against our own checkpoint, bit for bit.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minifloat.errors import UserError, unknown
+from minifloat.export.contract import Layer
+from minifloat.export.contract_folder import ContractFolder, open_contract
+from minifloat.export.native_folder import NativeFolder
+from minifloat.export.rules import READERS, UNTRACED, Fact, Verdict, Version, fired
+from minifloat.models.fused import fused_groups
+from minifloat.qtensor import decode
+
+_WORST: tuple[Verdict, ...] = ("loads", "needs", "differs", "refuses")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one reader does with some layers, and by which rule."""
+
+    reader: str
+    verdict: Verdict
+    rule: str
+    says: str
+    evidence: str
+    layers: tuple[str, ...]
+
+
+def verify(path: Path, readers: dict[str, Version] | None = None) -> list[Finding]:
+    """What readers do with a folder: one finding for every reader and rule that fired.
+
+    Args:
+        path: folder of a contract.
+        readers: reader and version; every known reader at the version of the table if None.
+
+    Raises:
+        UserError: the folder is damaged or not what its own configuration says.
+    """
+    folder = open_contract(path)
+    facts = dict(_facts(folder))
+    if readers is None:
+        readers = {name: version for name, (version, _) in READERS.items()}
+    return [finding for name, v in readers.items() for finding in _findings(name, v, folder, facts)]
+
+
+def parse_reader(text: str) -> dict[str, Version]:
+    """'vllm==0.33' or 'vllm' as a reader and its version."""
+    name, _, version = text.partition("==")
+    if name not in READERS:
+        raise unknown("reader", name, READERS)
+    if not version:
+        return {name: READERS[name][0]}
+    if not re.fullmatch(r"\d+(\.\d+)*", version):
+        raise UserError(f"--for takes NAME==VERSION, such as vllm==0.33, not {text!r}")
+    return {name: tuple(int(part) for part in version.split("."))}
+
+
+def worst(findings: list[Finding]) -> Verdict:
+    """The gravest verdict of several findings."""
+    return max((f.verdict for f in findings), key=_WORST.index, default="loads")
+
+
+def _findings(
+    reader: str, version: Version, folder: ContractFolder, facts: dict[str, Fact]
+) -> Iterator[Finding]:
+    label = f"{reader}=={'.'.join(map(str, version))}"
+    everything = tuple(facts)
+    if folder.name not in READERS[reader][1]:
+        says = f"it has no reader of {folder.name}"
+        yield Finding(label, "refuses", "no-reader", says, "source: its registry", everything)
+        return
+    if (reader, folder.name) in UNTRACED:
+        says = "a reader is registered, but what it does was not traced"
+        yield Finding(label, "needs", "not-traced", says, "source: its registry", everything)
+    by_rule: dict[int, tuple[Any, list[str]]] = {}
+    clean = []
+    for name, fact in facts.items():
+        rules = fired(fact, reader, version)
+        for rule in rules:
+            by_rule.setdefault(id(rule), (rule, []))[1].append(name)
+        if not rules:
+            clean.append(name)
+    for rule, layers in by_rule.values():
+        yield Finding(label, rule.verdict, rule.name, rule.says, rule.evidence, tuple(layers))
+    if clean and (reader, folder.name) not in UNTRACED:
+        yield Finding(label, "loads", "", "loads as it is meant", "", tuple(clean))
+
+
+def _facts(folder: ContractFolder) -> Iterator[tuple[str, Fact]]:
+    """Check every layer against its own scheme, and gather what the rules ask."""
+    partners = {m: members for members in _groups(folder).values() for m in members}
+    dtype = str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32")
+    for name, scheme in folder.schemes.items():
+        layer = _checked(folder, name)
+        others = partners.get(name, (name,))
+        yield (
+            name,
+            Fact(
+                contract=folder.name,
+                scheme=scheme,
+                spec=layer.spec,
+                dtype=dtype.removeprefix("torch."),
+                scale_dtype=str(layer.q.scale.stored.dtype).removeprefix("torch."),
+                fused=len(others) > 1,
+                same_scheme=all(folder.schemes.get(other) == scheme for other in others),
+                same_outer=_same_outer(folder, others),
+                tensors=frozenset(folder.contract.suffixes(scheme)),
+            ),
+        )
+
+
+def _groups(folder: ContractFolder) -> dict[str, tuple[str, ...]]:
+    names = {t.removesuffix(".weight") for t in folder.entries if t.endswith(".weight")}
+    return fused_groups(names | set(folder.schemes))
+
+
+def _same_outer(folder: ContractFolder, members: tuple[str, ...]) -> bool:
+    found = []
+    for name in members:
+        for suffix in ("weight_global_scale", "weight_scale_2"):
+            entry = folder.entries.get(f"{name}.{suffix}")
+            if entry is not None:
+                found.append(float(entry.read()))
+    return len(set(found)) <= 1
+
+
+def _checked(folder: ContractFolder, name: str) -> Layer:
+    """A layer's outline, whose tensors have the dtypes and shapes that its own scheme writes."""
+    scheme, outline = folder.schemes[name], folder.outline(name)
+    try:
+        layer = folder.contract.read(scheme, outline)
+        expected = folder.contract.tensors(layer, scheme)
+    except (UserError, RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} is not what its scheme says: {first}") from error
+    for suffix, tensor in expected.items():
+        found = outline[suffix]
+        if found.dtype != tensor.dtype or found.shape != tensor.shape:
+            raise UserError(
+                f"{name}.{suffix} is {found.dtype} {list(found.shape)}, but its scheme asks for "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+    tiles = layer.q.spec.tiles((layer.q.shape[0], layer.q.shape[1]))
+    if tuple(layer.q.scale.stored.shape) != tiles:
+        raise UserError(
+            f"{name} has scales {list(layer.q.scale.stored.shape)} for {list(tiles)} tiles"
+        )
+    return layer
+
+
+def compare(path: Path, against: NativeFolder) -> list[str]:
+    """Decode every tensor of a folder and hold it against our own checkpoint; what differs.
+
+    Weights agree bit for bit; where a contract stores the reciprocal of an outer scale, within that
+    one rounding. Tensors are also written again, so that stray bits of the padding are found.
+    """
+    folder = open_contract(path)
+    problems = [f"{n} is not quantized here" for n in against.specs if n not in folder.schemes]
+    problems += [f"{n} is quantized here" for n in folder.schemes if n not in against.specs]
+    for name in folder.schemes:
+        if name in against.specs:
+            problems += [f"{name}: {what}" for what in _differences(folder, name, against)]
+    for name in against.others():
+        entry = folder.entries.get(name)
+        if entry is None or not _same_bytes(entry.read(), against.entries[name].read()):
+            problems.append(f"{name} is not the same")
+    return problems
+
+
+def _differences(folder: ContractFolder, name: str, against: NativeFolder) -> Iterator[str]:
+    tensors, scheme = folder.tensors(name), folder.schemes[name]
+    try:
+        theirs = folder.contract.read(scheme, tensors)
+        again = folder.contract.tensors(theirs, scheme)
+    except (UserError, RuntimeError, KeyError, ValueError, IndexError) as error:
+        yield f"cannot be read: {str(error).strip().splitlines()[0]}"
+        return
+    ours = against.layer(name)
+    for suffix, tensor in again.items():
+        if not _same_bytes(tensor, tensors[suffix]):
+            yield f"{suffix} holds bits that its codes do not (padding, or a constant)"
+    if theirs.q.shape != ours.q.shape:
+        yield f"shape {theirs.q.shape}, not {ours.q.shape}"
+        return
+    got, wanted = decode(theirs.q), decode(ours.q)
+    inexact = folder.contract.reciprocal and ours.q.scale.outer is not None
+    bound = wanted.abs() * 2**-22 if inexact else torch.zeros(())
+    wrong = ~((got - wanted).abs() <= bound)
+    if bool(wrong.any()):
+        most = float((got - wanted).abs().nan_to_num(torch.inf).max())
+        yield f"{int(wrong.sum())} of {wrong.numel()} weights differ, the most by {most:.3g}"
+
+
+def _same_bytes(one: Tensor, two: Tensor) -> bool:
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))

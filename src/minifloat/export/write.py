@@ -1,0 +1,147 @@
+"""From our checkpoint folder to one of a contract: tensor by tensor, whole or not at all.
+
+Peak memory is a shard and one layer, so that a model of any size goes out of a small machine. The same
+folder always gives the same bytes.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minifloat.errors import UserError, unknown
+from minifloat.export.contract import Contract, Refusal, Scheme
+from minifloat.export.contracts import CONTRACTS, alternatives
+from minifloat.export.native import whole_or_nothing
+from minifloat.export.native_folder import NativeFolder, open_native
+from minifloat.export.shards import write
+from minifloat.models.fused import fused_groups
+
+_COPIED = (".json", ".txt", ".model", ".jinja")
+_OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")
+
+
+def export(
+    source: Path, to: str, out: Path, *, separate: bool = False, weights_only: bool = False
+) -> dict[str, Any]:
+    """Write a checkpoint of ours as another contract's folder.
+
+    Args:
+        source: folder of `minifloat quantize`.
+        to: name of the contract.
+        out: folder to write.
+        separate: allow fused layers of different schemes or outer scales, for readers that do not
+            fuse (transformers).
+        weights_only: leave inputs in full precision, whatever the plan says of them.
+
+    Returns:
+        Bytes of the tensors before and after, and the number of layers by scheme.
+
+    Raises:
+        UserError: a layer that the contract cannot hold, with the reason and the contracts that can.
+    """
+    if to not in CONTRACTS:
+        raise unknown("contract", to, (*CONTRACTS, "gguf"))
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
+    folder, contract = open_native(source), CONTRACTS[to]
+    if weights_only:
+        folder = folder.weights_only()
+    schemes = schemes_of(folder, to)
+    if contract.fused and not separate:
+        check_fused(folder, schemes)
+    try:
+        quantization = contract.config(schemes, folder.kept())
+    except Refusal as error:
+        raise UserError(f"{to} cannot hold this plan: {error}") from error
+    with whole_or_nothing(out) as partial:
+        sizes = write(partial, _tensors(folder, contract, schemes))
+        config = {**folder.config, "quantization_config": quantization}
+        _json(partial / "config.json", config)
+        for name, content in contract.files(quantization).items():
+            _json(partial / name, content)
+        _json(partial / "export.json", {"contract": to, "minifloat": version("minifloat")})
+        copy_companions(source, partial)
+    return {
+        "before": sum(entry.bytes for entry in folder.entries.values()),
+        "after": sum(sizes.values()),
+        "layers": len(schemes),
+    }
+
+
+def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
+    """Every packed layer's scheme in a contract.
+
+    Raises:
+        UserError: the first layer that it cannot hold.
+    """
+    found: dict[str, Scheme] = {}
+    for name, spec in folder.specs.items():
+        shape = folder.shape(name)
+        if folder.ranks[name]:
+            raise UserError(
+                f"{to} cannot hold {name}: it has a low-rank branch of rank {folder.ranks[name]}, "
+                "which only minifloat runs; quantize with --set rank=0"
+            )
+        try:
+            found[name] = CONTRACTS[to].scheme(spec, shape)
+        except Refusal as error:
+            hint = alternatives(spec, shape)
+            raise UserError(f"{to} cannot hold {name}: {error}; {hint}") from error
+    if not found:
+        raise UserError(f"{folder.path} has no packed layer to export")
+    return found
+
+
+def check_fused(folder: NativeFolder, schemes: dict[str, Scheme]) -> None:
+    """Refuse what serving engines would: fused layers of several schemes or outer scales."""
+    names = {*schemes, *folder.kept()}
+    for whole, members in fused_groups(names).items():
+        kinds = [schemes.get(name) for name in members]
+        leaves = ", ".join(name.rpartition(".")[2] for name in members)
+        if any(kind != kinds[0] for kind in kinds):
+            raise UserError(
+                f"{leaves} of {whole} have different specs, but engines compute them as one; let one "
+                "rule of the plan cover them, or add --separate for transformers alone"
+            )
+        outers = [folder.outer(name) for name in members if name in schemes]
+        if any(not _equal(outer, outers[0]) for outer in outers):
+            raise UserError(
+                f"{leaves} of {whole} have outer scales of their own, but engines compute them as "
+                "one and keep one; quantize them again with this version, which shares them, or "
+                "add --separate for transformers alone"
+            )
+
+
+def _equal(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    return torch.equal(one, two)
+
+
+def _tensors(
+    folder: NativeFolder, contract: Contract, schemes: dict[str, Scheme]
+) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of the new folder, one layer in memory at a time."""
+    for name in folder.others():
+        yield name, folder.entries[name].read()
+    for name, scheme in schemes.items():
+        for suffix, tensor in contract.tensors(folder.layer(name), scheme).items():
+            yield f"{name}.{suffix}", tensor
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Tokenizer, generation settings and templates, as they lie beside the weights."""
+    for path in sorted(source.iterdir()):
+        wanted = path.is_file() and path.suffix in _COPIED and path.name not in _OURS
+        if wanted and not (out / path.name).exists():
+            shutil.copyfile(path, out / path.name)
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,92 @@
+"""Specs that each contract can hold, by the names that their readers give them."""
+
+from dataclasses import replace
+
+import torch
+
+from minifloat import formats
+from minifloat.export.contract import Layer
+from minifloat.qtensor import encode
+from minifloat.spec import (
+    FP8_BLOCK,
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    FP8_TOKEN,
+    INT8_CHANNEL,
+    INT8_TOKEN,
+    MXFP4,
+    MXFP6,
+    MXFP6_E3M2,
+    MXFP8,
+    NVFP4,
+    LayerSpec,
+    QuantSpec,
+)
+
+INT4 = QuantSpec(formats.INT4, (1, 32), formats.FP16)
+UINT4 = QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True)
+NVFP4_INPUT = QuantSpec(formats.E2M1, (1, 16), formats.E4M3, dynamic=True)
+GROUP_TOKEN = QuantSpec(formats.E4M3, (1, 128), dynamic=True)
+BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
+    "compressed-tensors": {
+        "FP8 tensor": LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True)),
+        "FP8_DYNAMIC": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+        "FP8 weights": LayerSpec(FP8_CHANNEL),
+        "FP8_BLOCK": LayerSpec(FP8_BLOCK, GROUP_TOKEN),
+        "W8A8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+        "W4A16": LayerSpec(INT4),
+        "W4A16_ASYM": LayerSpec(UINT4),
+        "W4A16 channel": LayerSpec(QuantSpec(formats.INT4, (1, -1))),
+        "W3A16": LayerSpec(QuantSpec(formats.INT3, (1, 32))),
+        "W8A16": LayerSpec(QuantSpec(formats.INT8, (1, 32), formats.BF16)),
+        "W4A8": LayerSpec(INT4, INT8_TOKEN),
+        "W4AFP8": LayerSpec(QuantSpec(formats.INT4, (1, 128)), FP8_TOKEN),
+        "NVFP4A16": LayerSpec(NVFP4),
+        "NVFP4": LayerSpec(NVFP4, NVFP4_INPUT),
+        "MXFP4A16": LayerSpec(MXFP4),
+        "MXFP4": LayerSpec(MXFP4, replace(MXFP4, dynamic=True)),
+        "MXFP4XFP8": LayerSpec(MXFP4, GROUP_TOKEN),
+        "MXFP6A16": LayerSpec(MXFP6),
+        "MXFP8": LayerSpec(MXFP8, replace(MXFP8, dynamic=True)),
+    },
+    "modelopt": {
+        "NVFP4": LayerSpec(NVFP4, NVFP4_INPUT),
+        "W4A16_NVFP4": LayerSpec(NVFP4),
+        "MXFP8": LayerSpec(MXFP8, replace(MXFP8, dynamic=True)),
+        "FP8_PER_CHANNEL_PER_TOKEN": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+    },
+    "quark": {
+        "MXFP4": LayerSpec(MXFP4, replace(MXFP4, dynamic=True)),
+        "MXFP4 weights": LayerSpec(MXFP4),
+        "MXFP6 E2M3": LayerSpec(MXFP6, replace(MXFP6, dynamic=True)),
+        "MXFP6 E3M2": LayerSpec(MXFP6_E3M2, replace(MXFP8, dynamic=True)),
+    },
+    "fp8": {"block": LayerSpec(FP8_BLOCK, GROUP_TOKEN)},
+    "humming": {
+        **{
+            f"float e{e}m{m}": LayerSpec(
+                QuantSpec(formats.floating(e, m), (1, 32), formats.E8M0, "up")
+            )
+            for e in range(1, 6)
+            for m in range(8 - e)
+            if e + m > 1
+        },
+        **{
+            f"int{bits}": LayerSpec(QuantSpec(formats.integer(bits), (1, 64), formats.FP16))
+            for bits in range(2, 9)
+        },
+        "NVFP4": LayerSpec(NVFP4),
+        "channel": LayerSpec(QuantSpec(formats.E3M2, (1, -1))),
+        "tensor": LayerSpec(QuantSpec(formats.E3M4, (-1, -1))),
+        "block": LayerSpec(FP8_BLOCK),
+        "e5m2 scales": LayerSpec(QuantSpec(formats.E2M3, (1, 32), formats.E5M2)),
+    },
+}
+CASES = [(name, case) for name, cases in BY_CONTRACT.items() for case in cases]
+
+
+def layer_of(spec: LayerSpec, shape: tuple[int, int] = (256, 384)) -> Layer:
+    generator = torch.Generator().manual_seed(1)
+    w = torch.randn(shape, generator=generator) * torch.rand(shape[0], 1, generator=generator)
+    assert spec.weight is not None
+    return Layer(spec, encode(w, spec.weight))

@@ -1,0 +1,96 @@
+"""Every contract holds what it says, gives it back bit for bit, and refuses the rest with a reason."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minifloat import formats
+from minifloat.errors import UserError
+from minifloat.export.contracts import CONTRACTS, able
+from minifloat.formats import Format
+from minifloat.qtensor import decode
+from minifloat.spec import FP8_CHANNEL, MXFP6_E3M2, NVFP4, LayerSpec, QuantSpec
+from tests.export.cases import BY_CONTRACT, CASES, layer_of
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_what_is_written_reads_back_bit_for_bit(name: str, case: str) -> None:
+    contract, layer = CONTRACTS[name], layer_of(BY_CONTRACT[name][case])
+    scheme = contract.scheme(layer.spec, (256, 384))
+    found = contract.tensors(layer, scheme)
+    assert tuple(found) == contract.suffixes(scheme)
+    again = contract.read(json.loads(json.dumps(scheme)), found)
+    assert torch.equal(again.q.codes, layer.q.codes)
+    assert again.q.shape == layer.q.shape
+    wanted, got = decode(layer.q), decode(again.q)
+    if contract.reciprocal and layer.q.scale.outer is not None:
+        torch.testing.assert_close(got, wanted, rtol=2**-22, atol=0)
+    else:
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_what_was_read_is_written_byte_for_byte(name: str, case: str) -> None:
+    contract, layer = CONTRACTS[name], layer_of(BY_CONTRACT[name][case])
+    scheme = contract.scheme(layer.spec, (256, 384))
+    first = contract.tensors(layer, scheme)
+    again = contract.read(scheme, first)
+    assert contract.scheme(again.spec, (256, 384)) == scheme
+    second = contract.tensors(again, scheme)
+    for suffix, tensor in first.items():
+        assert tensor.dtype == second[suffix].dtype
+        assert tensor.shape == second[suffix].shape
+        raw = (tensor.reshape(-1).view(torch.uint8), second[suffix].reshape(-1).view(torch.uint8))
+        assert torch.equal(*raw), suffix
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_the_configuration_names_every_layer_again(name: str, case: str) -> None:
+    """A model of two schemes where the contract has two, with a layer that is kept."""
+    contract = CONTRACTS[name]
+    specs = [BY_CONTRACT[name][case], next(iter(BY_CONTRACT[name].values()))]
+    names = ["model.layers.0.mlp.down_proj", "model.layers.10.mlp.down_proj"]
+    schemes = {
+        layer: contract.scheme(spec, (256, 384)) for layer, spec in zip(names, specs, strict=True)
+    }
+    config = json.loads(json.dumps(contract.config(schemes, ["model.layers.1.mlp.down_proj"])))
+    assert config["quant_method"] == name
+    present = {layer: set(contract.suffixes(s)) for layer, s in schemes.items()}
+    present["model.layers.1.mlp.down_proj"] = {"weight"}
+    assert contract.schemes(config, present) == schemes
+
+
+REFUSED = [
+    ("compressed-tensors", QuantSpec(formats.E3M2, (1, 32), formats.E8M0, "ocp"), "it has no"),
+    ("compressed-tensors", QuantSpec(formats.E2M1, (1, 64), formats.FP16), "no e2m1"),
+    ("compressed-tensors", QuantSpec(formats.NF4, (1, 64)), "no nf4"),
+    ("compressed-tensors", QuantSpec(formats.UINT4, (1, 64)), "no uint4"),
+    ("compressed-tensors", QuantSpec(formats.INT4, (1, 80)), "384 columns are no multiple"),
+    ("compressed-tensors", QuantSpec(formats.INT4, (64, 64)), "by channel or group"),
+    ("modelopt", QuantSpec(formats.INT4, (1, 64)), "no algorithm has"),
+    ("quark", QuantSpec(formats.E4M3, (1, 32), formats.E8M0), "its weights are"),
+    ("fp8", FP8_CHANNEL, "in blocks"),
+    ("humming", QuantSpec(Format.parse("e3m2.ieee"), (1, 32)), "another bias or top"),
+    ("humming", QuantSpec(formats.NF4, (1, 64)), "signed floats and integers"),
+    ("humming", QuantSpec(formats.E2M1, (1, 64), formats.POW4, "up"), "no pow4 scales"),
+]
+
+
+@pytest.mark.parametrize(("name", "weight", "words"), REFUSED)
+def test_what_cannot_be_held_is_refused(name: str, weight: QuantSpec, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        CONTRACTS[name].scheme(LayerSpec(weight), (256, 384))
+
+
+def test_inputs_that_need_calibrated_scales_say_what_to_write() -> None:
+    spec = LayerSpec(NVFP4, replace(NVFP4, dynamic=True))
+    for name in ("compressed-tensors", "modelopt"):
+        with pytest.raises(UserError, match="must be a constant"):
+            CONTRACTS[name].scheme(spec, (256, 384))
+
+
+def test_the_contracts_that_can_are_found() -> None:
+    assert able(LayerSpec(MXFP6_E3M2), (256, 384)) == ["quark", "humming"]
+    assert able(LayerSpec(QuantSpec(formats.NF4, (1, 64))), (256, 384)) == []
