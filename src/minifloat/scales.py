@@ -144,23 +144,45 @@ def choose_format(
     candidates: Sequence[Format],
     grid: Sequence[float] = FULL_GRID,
     *,
+    moment: Tensor | None = None,
     coarse: int = 1,
 ) -> tuple[QuantSpec, Scale]:
-    """The format and scales with the least squared error: formats x grid (card 1b, step 1).
+    """The format and scales with the least error: formats x grid (card 1b, step 1).
 
-    `coarse` is that of `search_scale`.
+    Args:
+        x: matrix [R, C].
+        spec: all but the format.
+        candidates: formats.
+        grid: factors of the largest magnitude.
+        moment: M [C, C] of what multiplies the columns, to take tr(E M E^T) for the error E and not
+            its sum of squares: the error of a product. The search then weighs columns by the
+            diagonal. Clipping shrinks the largest numbers together, which no diagonal sees, so
+            each format's optimum and its unclipped scales meet in the full error.
+        coarse: as in `search_scale`.
     """
+    diagonal = None if moment is None else moment.diagonal().clamp(min=0)
     best: tuple[float, QuantSpec, Scale] | None = None
     for fmt in candidates:
         option = replace(spec, format=fmt)
-        found = search_scale(x, option, grid, coarse=coarse)
-        scale = expand(found.values(option), x.shape, option.tile)
-        error = float((round_to(x.float() / scale, fmt) * scale - x).square().sum())
-        if best is None or error < best[0]:
-            best = (error, option, found)
+        finalists = [search_scale(x, option, grid, weight=diagonal, coarse=coarse)]
+        if moment is not None:
+            finalists.append(fit(amax_range(x, option), option))
+        for found in finalists:
+            error = _error(x, option, found, moment)
+            if best is None or error < best[0]:
+                best = (error, option, found)
     if best is None:
         raise UserError("choosing a format needs at least one candidate")
     return best[1], best[2]
+
+
+def _error(x: Tensor, spec: QuantSpec, scale: Scale, moment: Tensor | None) -> float:
+    """Sum of squares of the rounding error E, or tr(E M E^T)."""
+    if moment is None:
+        return float(_squared_errors(x.float(), spec, [scale], None).sum())
+    values = expand(scale.values(spec), x.shape, spec.tile)
+    error = round_to(x.float() / values, spec.format) * values - x
+    return float(((error @ moment) * error).sum())
 
 
 def fit(clip: Tensor, spec: QuantSpec, *, outer: Tensor | None = None) -> Scale:

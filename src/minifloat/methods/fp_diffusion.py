@@ -31,6 +31,7 @@ def fp_diffusion(
     rounding: str = "learned",
     unsigned: bool = True,
     search: bool = True,
+    objective: str = "output",
     steps: int = 500,
     lr: float = 3e-2,
 ) -> Method:
@@ -44,6 +45,7 @@ def fp_diffusion(
         rounding: learned, nearest or gptq.
         unsigned: let activations choose unsigned formats.
         search: search clip values (111 factors of the maximum); otherwise clip at the maximum.
+        objective: of the searches: output (a layer's) or tensor.
         steps: steps of learned rounding for each block.
         lr: its learning rate.
     """
@@ -53,18 +55,18 @@ def fp_diffusion(
     rounders: dict[str, list[Pass]] = {
         "learned": [learn_rounding(steps=steps, lr=lr)],
         "nearest": [round_to_nearest()],
-        "gptq": [collect(), solve_gptq()],
+        "gptq": [solve_gptq()],
     }
     if rounding not in rounders:
         raise unknown("rounding", rounding, rounders)
-    passes = [search_weights(weights, grid), *rounders[rounding]]
+    passes = [collect(), search_weights(weights, grid, objective=objective), *rounders[rounding]]
     x = None
     if activation_bits != 16:
         inputs = _candidates(family, activation_bits)
         if unsigned:
             inputs += _candidates(family, activation_bits, signed=False)
         x = QuantSpec(inputs[0], (-1, -1), formats.FP32)
-        passes.append(search_inputs(inputs, grid))
+        passes.append(search_inputs(inputs, grid, objective=objective))
     w = QuantSpec(weights[0], tile, formats.FP32 if group_size == 0 else formats.FP16)
     plan = Plan((("*", LayerSpec(weight=w, input=x)),))
     return Method("fp-diffusion", "arXiv 2408.06995", plan, tuple(passes))

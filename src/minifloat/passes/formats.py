@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minifloat.calibrate.walk import Pass, Window
+from minifloat.calibrate.walk import Pass, Window, Work
+from minifloat.errors import unknown
 from minifloat.formats import Format
 from minifloat.qtensor import scale_of
 from minifloat.scales import FULL_GRID, choose_format
@@ -24,14 +25,27 @@ _COARSE = 5
 _SAMPLE = 1 << 16
 
 
-def search_weights(candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID) -> Pass:
-    """Give every weight the candidate and the scales of least squared error."""
+def search_weights(
+    candidates: Sequence[Format], grid: Sequence[float] = FULL_GRID, *, objective: str = "output"
+) -> Pass:
+    """Give every weight the candidate and the scales of least squared error.
+
+    Args:
+        candidates: formats to choose from.
+        grid: factors of the largest magnitude to clip at.
+        objective: "tensor" for the error of the weight (Kuzmin et al.), "output" for that of the
+            layer's output (LLM-FP4, arXiv 2310.16836), which needs Hessians.
+    """
+    _check_objective(objective)
 
     def apply(window: Window) -> None:
         for work in window.layers.values():
             assert work.spec.weight is not None
+            moment = None
+            if objective == "output" and work.hessian is not None:
+                moment = work.hessian.value
             spec, work.scale = choose_format(
-                work.weight(), work.spec.weight, candidates, grid, coarse=_COARSE
+                work.weight(), work.spec.weight, candidates, grid, moment=moment, coarse=_COARSE
             )
             work.spec = replace(work.spec, weight=spec)
 
@@ -39,12 +53,20 @@ def search_weights(candidates: Sequence[Format], grid: Sequence[float] = FULL_GR
 
 
 def search_inputs(
-    candidates: Sequence[Format] | None = None, grid: Sequence[float] = FULL_GRID
+    candidates: Sequence[Format] | None = None,
+    grid: Sequence[float] = FULL_GRID,
+    *,
+    objective: str = "output",
 ) -> Pass:
     """Give every static input the candidate (its own format if None) and scales of least squared error.
 
+    With the objective "output", errors count by what the layer's weights make of them; the taps of
+    a convolution count one by one.
+
     The weights are the quantized ones by then, as the layers after a layer will see its output.
     """
+
+    _check_objective(objective)
 
     def apply(window: Window) -> None:
         static = {
@@ -73,10 +95,27 @@ def search_inputs(
                 work.input_scale = scale_of(rows, spec)
                 continue
             formats = [spec.format] if candidates is None else candidates
-            spec, work.input_scale = choose_format(rows, spec, formats, grid, coarse=_COARSE)
+            moment = _weight_moment(work) if objective == "output" else None
+            spec, work.input_scale = choose_format(
+                rows, spec, formats, grid, moment=moment, coarse=_COARSE
+            )
             work.spec = replace(work.spec, input=spec)
 
     return apply
+
+
+def _check_objective(objective: str) -> None:
+    if objective not in ("output", "tensor"):
+        raise unknown("objective", objective, ("output", "tensor"))
+
+
+def _weight_moment(work: Work) -> Tensor | None:
+    """W^T W [in, in] over outputs and taps; None where channels do not meet (grouped layers)."""
+    if getattr(work.module, "groups", 1) > 1:
+        return None
+    w = work.module.weight.detach().float()
+    flat = w.movedim(1, -1).reshape(-1, w.shape[1])
+    return flat.T @ flat
 
 
 class Sample:
