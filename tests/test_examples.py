@@ -25,3 +25,11 @@ def test_llama(
     assert "e4m3 1xall fp32" in printed
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.isfinite(loaded(torch.arange(3, 19)[None]).logits).all()
+
+
+def test_unet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["unet.py"])
+    runpy.run_path(str(EXAMPLES / "unet.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.startswith("55 layers at 4.4")
+    assert float(printed.split()[-2]) > 10

@@ -137,6 +137,71 @@ def test_split_skips_get_scales_of_their_own() -> None:
     assert scales[0] != scales[1]
 
 
+def conditional() -> nn.Module:
+    """A U-Net of Stable Diffusion's kinds of blocks, very small."""
+    torch.manual_seed(0)
+    model: nn.Module = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=2,
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=8,
+    ).eval()
+    return model
+
+
+def prompts() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        {
+            "sample": torch.randn(2, 4, 8, 8, generator=generator),
+            "timestep": torch.tensor([t, 900 - t]),
+            "encoder_hidden_states": torch.randn(2, 5, 24, generator=generator),
+        }
+        for t in (20, 500)
+    ]
+
+
+@pytest.mark.parametrize("make", [tiny, conditional])
+def test_skips_are_found_as_the_model_concatenates_them(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    seen: list[list[int]] = []
+    cat = torch.cat
+
+    def record_sizes(tensors: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if tensors[0].ndim == 4:
+            seen.append([part.shape[1] for part in tensors])
+        return cat(tensors, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "cat", record_sizes)
+    batch = prompts()[0] if make is conditional else batches()[0]
+    with torch.no_grad():
+        UNetAdapter().run(model, batch)
+    splits = UNetAdapter.of(model).splits
+    assert [sizes for name, sizes in splits.items() if name.endswith("conv1")] == seen
+    assert any(name.endswith("conv_shortcut") for name in splits)
+
+
+def test_a_text_conditioned_unet_is_split_walked_and_quantized() -> None:
+    model = conditional()
+    with torch.no_grad():
+        expected = model(**prompts()[0]).sample
+    adapter = UNetAdapter.of(model)
+    adapter.split(model)
+    method = build("fp-diffusion", {"weight_bits": "8", "rounding": "gptq"})
+    report = quantize(model, method, prompts(), adapter=adapter)
+    with torch.no_grad():
+        error = float((model(**prompts()[0]).sample - expected).norm() / expected.norm())
+    assert 0 < error < 0.05
+    kept = [row["name"] for row in report["ledger"] if row["status"] == "kept"]
+    assert not any("attn2" in name and name.endswith("weight") for name in kept)
+
+
 def test_a_model_without_known_blocks_is_told_what_to_do() -> None:
     with pytest.raises(UserError, match="UNetAdapter"):
         UNetAdapter().blocks(nn.Sequential(nn.Linear(2, 2)))

@@ -36,6 +36,11 @@ class UNetAdapter:
     names: Sequence[str] = _BLOCKS
     splits: dict[str, list[int]] = field(default_factory=dict)
 
+    @staticmethod
+    def of(model: nn.Module) -> "UNetAdapter":
+        """The adapter of a U-Net of diffusers, ready to split the layers that see its skips."""
+        return UNetAdapter(splits=skip_splits(model))
+
     def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
         found: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
@@ -59,3 +64,25 @@ class UNetAdapter:
         """Cut the layers of `splits` in place; the model's function stays the same."""
         for name, sizes in self.splits.items():
             model.set_submodule(name, split_layer(model.get_submodule(name), sizes))
+
+
+def skip_splits(model: nn.Module) -> dict[str, list[int]]:
+    """The layers of a diffusers U-Net that see [path, skip] concatenated, with both channel counts.
+
+    On the way up a residual block takes what the one before it gave and, where its input is wider
+    than that, a skip. Its first convolution sees both behind a norm, its shortcut without.
+    """
+    middle, ups = getattr(model, "mid_block", None), getattr(model, "up_blocks", None)
+    if middle is None or ups is None:
+        raise UserError(f"{type(model).__name__} has no mid_block and up_blocks of diffusers")
+    width = middle.resnets[-1].out_channels
+    splits = {}
+    for i, up in enumerate(ups):
+        for j, resnet in enumerate(up.resnets):
+            if resnet.in_channels > width:
+                spans = [width, resnet.in_channels - width]
+                splits[f"up_blocks.{i}.resnets.{j}.conv1"] = spans
+                if resnet.conv_shortcut is not None:
+                    splits[f"up_blocks.{i}.resnets.{j}.conv_shortcut"] = spans
+            width = resnet.out_channels
+    return splits
