@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from minifloat import cli, formats
 from minifloat.errors import UserError
+from minifloat.export.native import configuration
 from minifloat.export.native_folder import open_native
+from minifloat.export.stored import Stored
 from minifloat.export.verify import compare, parse_reader, verify
 from minifloat.export.write import export
+from minifloat.plan import Plan
 from minifloat.spec import FP8_TENSOR, MXFP4, MXFP6, NVFP4, LayerSpec, QuantSpec
 from tests.export.cases import BY_CONTRACT, CASES
 from tests.export.conftest import Build, config_of
@@ -140,8 +143,7 @@ def _odd_folder(folder: Path) -> None:
     folder.mkdir()
     state = {f"layer.{name}": tensor for name, tensor in layer.state_dict().items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    rules = [["*", spec.to_json()]]
-    quantization = {"quant_method": "minifloat", "rules": rules, "layers": {"layer": 0}}
+    quantization = configuration(Plan((("*", spec),)), {"layer": Stored.of(layer)})
     (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
 
 

@@ -93,7 +93,7 @@ def test_refusals_name_the_layer_and_the_contracts_that_can(build: Build, tmp_pa
     with pytest.raises(UserError, match="name another folder"):
         export(source, "humming", source)
     config = config_of(source)
-    config["quantization_config"]["layers"]["model.layers.0.mlp.down_proj"] = 8
+    config["quantization_config"]["layers"]["model.layers.0.mlp.down_proj"]["rank"] = 8
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="low-rank branch of rank 8"):
         export(source, "humming", tmp_path / "out")

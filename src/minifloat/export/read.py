@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +15,12 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer
 from minifloat.export.contract_folder import ContractFolder, open_contract
-from minifloat.export.native import QUANT_METHOD, whole_or_nothing
+from minifloat.export.native import configuration, whole_or_nothing
 from minifloat.export.shards import write
+from minifloat.export.stored import Stored
 from minifloat.export.write import copy_companions
 from minifloat.layers import QLinear
+from minifloat.plan import Plan
 from minifloat.spec import LayerSpec
 
 
@@ -39,8 +40,10 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
     folder = open_contract(source)
     if folder.config["quantization_config"].get("kv_cache_scheme"):
         raise UserError(f"{source} quantizes its KV cache, which minifloat does not run")
-    specs = {name: _spec(folder, name, weights_only) for name in folder.schemes}
-    config = {**folder.config, "quantization_config": _quantization(specs)}
+    specs, stored = {}, {}
+    for name in folder.schemes:
+        specs[name], stored[name] = _outline(folder, name, weights_only)
+    config = {**folder.config, "quantization_config": configuration(_plan(specs), stored)}
     with whole_or_nothing(out) as partial:
         write(partial, _tensors(folder, specs))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -50,13 +53,14 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
     return len(specs)
 
 
-def _spec(folder: ContractFolder, name: str, weights_only: bool) -> LayerSpec:
-    """A layer's spec, if our layers can hold what is stored."""
+def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[LayerSpec, Stored]:
+    """A layer's spec and shape, if our layers can hold what is stored."""
     if f"{name}.weight_g_idx" in folder.entries:
         raise UserError(f"{name} sorts its columns (weight_g_idx), which minifloat does not read")
-    spec = folder.contract.read(folder.schemes[name], folder.outline(name)).spec
+    layer = folder.contract.read(folder.schemes[name], folder.outline(name))
+    spec, stored = layer.spec, Stored(0, (layer.q.shape[0], layer.q.shape[1]))
     if weights_only:
-        return LayerSpec(spec.weight)
+        return LayerSpec(spec.weight), stored
     given = folder.schemes[name].get("input_activations") or {}
     static = spec.input is not None and given.get("dynamic", True) is False
     if static or not _constants_are_one(folder, name):
@@ -64,7 +68,7 @@ def _spec(folder: ContractFolder, name: str, weights_only: bool) -> LayerSpec:
             f"{name} has a calibrated input scale, for which our layers have no place; add "
             "--weights-only to leave inputs in full precision"
         )
-    return spec
+    return spec, stored
 
 
 def _constants_are_one(folder: ContractFolder, name: str) -> bool:
@@ -76,16 +80,11 @@ def _constants_are_one(folder: ContractFolder, name: str) -> bool:
     return True
 
 
-def _quantization(specs: dict[str, LayerSpec]) -> dict[str, Any]:
+def _plan(specs: dict[str, LayerSpec]) -> Plan:
     rules = list(specs.items())
     if len(set(specs.values())) == 1:
         rules = [("*", rules[0][1])]
-    return {
-        "quant_method": QUANT_METHOD,
-        "format_version": 1,
-        "rules": [[pattern, spec.to_json()] for pattern, spec in rules],
-        "layers": dict.fromkeys(specs, 0),
-    }
+    return Plan(tuple(rules))
 
 
 def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
 from minifloat.export.native import whole_or_nothing
-from minifloat.export.native_folder import NativeFolder, open_native
+from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.export.shards import write
 from minifloat.models.fused import fused_groups
 
@@ -83,11 +83,7 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
     found: dict[str, Scheme] = {}
     for name, spec in folder.specs.items():
         shape = folder.shape(name)
-        if folder.ranks[name]:
-            raise UserError(
-                f"{to} cannot hold {name}: it has a low-rank branch of rank {folder.ranks[name]}, "
-                "which only minifloat runs; quantize with --set rank=0"
-            )
+        refuse_special(folder, name, to)
         try:
             found[name] = CONTRACTS[to].scheme(spec, shape)
         except Refusal as error:
