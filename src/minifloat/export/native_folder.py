@@ -19,7 +19,10 @@ from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
 
-_OWN = ("weight", "weight_scale", "weight_outer_scale", "weight_zero_point")
+_OWN = (
+    *("weight", "weight_scale", "weight_outer_scale", "weight_zero_point"),
+    *("input_scale", "input_zero_point"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,25 @@ class NativeFolder:
         spec, shape = self.specs[name].weight, self.shape(name)
         assert spec is not None
         codes = unpack(self._read(name, "weight"), spec.format.bits, shape[1])
-        scale = Scale(self._read(name, "weight_scale"), self.outer(name), self._zero(name))
-        return Layer(self.specs[name], QTensor(codes, scale, spec, shape))
+        scale = Scale(
+            self._read(name, "weight_scale"), self.outer(name), self._zero(name, "weight")
+        )
+        q = QTensor(codes, scale, spec, shape)
+        return Layer(self.specs[name], q, self.input_scale(name))
+
+    def input_scale(self, name: str) -> Scale | None:
+        """The calibrated scales of a layer's static input."""
+        if not self.specs[name].static_input:
+            return None
+        return Scale(self._read(name, "input_scale"), None, self._zero(name, "input"))
 
     def outer(self, name: str) -> Tensor | None:
         """The scale of a layer's scales, if it has one."""
         entry = self.entries.get(f"{name}.weight_outer_scale")
         return None if entry is None else entry.read()
 
-    def _zero(self, name: str) -> Tensor | None:
-        entry = self.entries.get(f"{name}.weight_zero_point")
+    def _zero(self, name: str, of: str) -> Tensor | None:
+        entry = self.entries.get(f"{name}.{of}_zero_point")
         return None if entry is None else entry.read()
 
     def _read(self, name: str, suffix: str) -> Tensor:
@@ -111,6 +123,8 @@ def open_native(path: Path) -> NativeFolder:
         spec = plan.spec_of(name)
         if spec is None or spec.weight is None or f"{name}.weight_scale" not in known:
             raise UserError(f"{path} names a packed layer {name!r} that it does not hold")
+        if spec.static_input and f"{name}.input_scale" not in known:
+            raise UserError(f"{path} lacks {name}.input_scale, which its plan asks for")
         _check_bytes(name, stored[name].shape, spec.weight, known[f"{name}.weight"])
         found_specs[name] = spec
     return NativeFolder(path, config, found_specs, stored, known)
