@@ -39,6 +39,7 @@ def specs() -> dict[str, Any]:
     from minifloat import formats
     from minifloat.spec import (
         FP8_CHANNEL,
+        FP8_TENSOR,
         FP8_TOKEN,
         INT8_CHANNEL,
         INT8_TOKEN,
@@ -51,6 +52,12 @@ def specs() -> dict[str, Any]:
     return {
         "FP8_DYNAMIC": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
         "W8A8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+        "FP8 static": LayerSpec(FP8_TENSOR, FP8_TENSOR),
+        "FP8 channel static": LayerSpec(FP8_CHANNEL, FP8_TENSOR),
+        "W8A8 static": LayerSpec(INT8_CHANNEL, QuantSpec(formats.INT8, (-1, -1))),
+        "W8A8 static asymmetric": LayerSpec(
+            INT8_CHANNEL, QuantSpec(formats.UINT8, (-1, -1), zero_point=True)
+        ),
         "W4A16": LayerSpec(int4),
         "W4A16_ASYM": LayerSpec(uint4),
         "W8A16": LayerSpec(QuantSpec(formats.INT8, (1, 32), formats.BF16)),
@@ -71,6 +78,7 @@ def prepare(model_name: str, folder: Path) -> None:
     from minifloat.method import Method, quantize
     from minifloat.models.load import load_model
     from minifloat.passes.assign import assign_scales, round_to_nearest
+    from minifloat.passes.formats import search_inputs
     from minifloat.plan import Plan
 
     for name, spec in specs().items():
@@ -78,8 +86,8 @@ def prepare(model_name: str, folder: Path) -> None:
         prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
         (folder / "prompts.json").write_text(json.dumps(prompts))
         plan = Plan((("*", spec),))
-        method = Method("nearest", "", plan, (assign_scales(), round_to_nearest()))
-        quantize(model, method, [torch.tensor([prompts[0]])])
+        passes = (assign_scales(), round_to_nearest(), search_inputs(grid=(1.0,)))
+        quantize(model, Method("nearest", "", plan, passes), [torch.tensor([p]) for p in prompts])
         native = folder / "native" / name
         native.mkdir(parents=True)
         save(model, plan, native)

@@ -17,7 +17,16 @@ from minifloat.export.stored import Stored
 from minifloat.export.verify import compare, parse_reader, verify
 from minifloat.export.write import export
 from minifloat.plan import Plan
-from minifloat.spec import FP8_TENSOR, INT8_CHANNEL, MXFP4, MXFP6, NVFP4, LayerSpec, QuantSpec
+from minifloat.spec import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    INT8_CHANNEL,
+    MXFP4,
+    MXFP6,
+    NVFP4,
+    LayerSpec,
+    QuantSpec,
+)
 from tests.export.cases import BY_CONTRACT, CASES, UINT8_INPUT
 from tests.export.conftest import Build, config_of
 
@@ -157,6 +166,10 @@ def test_rules_of_static_inputs(build: Build, tmp_path: Path) -> None:
     int8 = LayerSpec(INT8_CHANNEL, QuantSpec(formats.INT8, (-1, -1)))
     export(build(int8, name="c"), "compressed-tensors", tmp_path / "int8")
     assert rules(tmp_path / "int8", "transformers") == {"": "loads"}
+    assert rules(tmp_path / "int8", "vllm") == {"": "loads"}
+    channel = LayerSpec(FP8_CHANNEL, FP8_TENSOR)
+    export(build(channel, name="d"), "compressed-tensors", tmp_path / "fp8")
+    assert rules(tmp_path / "fp8", "vllm") == {"fp8-static-no-cpu": "needs"}
 
 
 def test_stray_bits_of_the_padding_are_caught(tmp_path: Path) -> None:

