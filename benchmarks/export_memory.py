@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from minifloat import formats
+from minifloat.export.native import configuration
 from minifloat.export.shards import write
+from minifloat.export.stored import Stored
 from minifloat.export.write import export
+from minifloat.plan import Plan
 from minifloat.spec import LayerSpec, QuantSpec
 
 WIDTH, FEED, KEYS, TOKENS = 4096, 14336, 1024, 128256
@@ -50,8 +53,8 @@ def checkpoint(folder: Path, layers: int) -> None:
     folder.mkdir(parents=True)
     write(folder, tensors(layers))
     names = [f"model.layers.{i}.{name}" for i in range(layers) for name in SHAPES]
-    quantization = {"quant_method": "minifloat", "rules": [["*", SPEC.to_json()]]}
-    quantization |= {"layers": dict.fromkeys(names, 0)}
+    stored = {name: Stored(0, SHAPES[name.split(".", 3)[3]]) for name in names}
+    quantization = configuration(Plan((("*", SPEC),)), stored)
     config = {"dtype": "bfloat16", "quantization_config": quantization}
     (folder / "config.json").write_text(json.dumps(config))
 

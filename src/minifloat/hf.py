@@ -10,14 +10,20 @@ from torch import nn
 
 from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
+from minifloat.export.stored import stored_layers
 from minifloat.layers import packed_like
 from minifloat.plan import Plan
 
 
 def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
-    """Put empty packed layers where a checkpoint of ours has them."""
+    """Put empty packed layers where a checkpoint of ours has them.
+
+    Raises:
+        UserError: the model has no such layers or others, or the checkpoint is of a later version.
+    """
+    layers = stored_layers(config)
     plan = Plan.from_json({"rules": config["rules"]})
-    for name, rank in config["layers"].items():
+    for name, stored in layers.items():
         try:
             old = model.get_submodule(name)
         except AttributeError:
@@ -27,7 +33,9 @@ def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
         spec = plan.spec_of(name)
         if spec is None:
             raise UserError(f"{name} is packed in the checkpoint, but not by its own plan")
-        model.set_submodule(name, packed_like(old, spec, rank))
+        layer = packed_like(old, spec, stored.rank)
+        stored.check(name, layer)
+        model.set_submodule(name, layer)
 
 
 def register(auto: ModuleType) -> None:
@@ -43,14 +51,15 @@ def register(auto: ModuleType) -> None:
 
         def __init__(self, **fields: Any) -> None:
             self.quant_method = QUANT_METHOD
-            self.fields = {key: fields[key] for key in ("rules", "layers")}
+            known = ("format_version", "rules", "layers")
+            self.fields = {key: fields[key] for key in known if key in fields}
 
         @classmethod
         def from_dict(cls, data: dict[str, Any], **_: Any) -> "MinifloatConfig":
             return cls(**data)
 
         def to_dict(self) -> dict[str, Any]:
-            return {"quant_method": QUANT_METHOD, "format_version": 1, **self.fields}
+            return {"quant_method": QUANT_METHOD, **self.fields}
 
     @auto.register_quantizer(QUANT_METHOD)
     class MinifloatQuantizer(HfQuantizer):  # type: ignore[misc]

@@ -57,7 +57,7 @@ class QLayer(nn.Module):
         if rank:
             self._empty("low_rank_up", (shape[0], rank), torch.float16)
             self._empty("low_rank_down", (rank, shape[1]), torch.float16)
-        if spec.input is not None and not spec.input.dynamic:
+        if spec.input is not None and spec.static_input:
             tiles = spec.input.tiles((1, features))
             self._empty("input_scale", tiles, _scale_dtype(spec.input))
             if spec.input.zero_point:
@@ -168,6 +168,7 @@ class QLinear(QLayer):
         bias: Tensor | None,
         dtype: torch.dtype,
         low_rank: tuple[Tensor, Tensor] | None = None,
+        input_scale: Scale | None = None,
     ) -> "QLinear":
         """The layer of a quantized weight, with an optional low-rank branch (up, down)."""
         out_features, in_features = q.shape
@@ -175,7 +176,7 @@ class QLinear(QLayer):
         layer = QLinear(
             in_features, out_features, spec, bias=bias is not None, rank=rank, dtype=dtype
         ).to(q.codes.device)
-        layer.fill(q, bias=bias, low_rank=low_rank)
+        layer.fill(q, bias=bias, low_rank=low_rank, input_scale=input_scale)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -145,6 +145,11 @@ class LayerSpec:
             if spec is not None and not static and not spec.dynamic:
                 object.__setattr__(self, name, replace(spec, dynamic=True))
 
+    @property
+    def static_input(self) -> bool:
+        """Whether the input has calibrated scales, which are stored with the layer."""
+        return self.input is not None and not self.input.dynamic
+
     def to_json(self) -> dict[str, Any]:
         parts = {"weight": self.weight, "input": self.input, "output": self.output}
         return {key: spec and spec.to_json() for key, spec in parts.items()}

@@ -6,7 +6,7 @@ import torch
 
 from minifloat import formats
 from minifloat.export.contract import Layer
-from minifloat.qtensor import encode
+from minifloat.qtensor import encode, scale_of
 from minifloat.spec import (
     FP8_BLOCK,
     FP8_CHANNEL,
@@ -27,13 +27,18 @@ INT4 = QuantSpec(formats.INT4, (1, 32), formats.FP16)
 UINT4 = QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True)
 NVFP4_INPUT = QuantSpec(formats.E2M1, (1, 16), formats.E4M3, dynamic=True)
 GROUP_TOKEN = QuantSpec(formats.E4M3, (1, 128), dynamic=True)
+UINT8_INPUT = QuantSpec(formats.UINT8, (-1, -1), zero_point=True)
 BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
     "compressed-tensors": {
         "FP8 tensor": LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True)),
+        "FP8": LayerSpec(FP8_TENSOR, FP8_TENSOR),
+        "FP8 channel static": LayerSpec(FP8_CHANNEL, FP8_TENSOR),
         "FP8_DYNAMIC": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
         "FP8 weights": LayerSpec(FP8_CHANNEL),
         "FP8_BLOCK": LayerSpec(FP8_BLOCK, GROUP_TOKEN),
         "W8A8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+        "W8A8 static": LayerSpec(INT8_CHANNEL, QuantSpec(formats.INT8, (-1, -1))),
+        "W8A8 static asymmetric": LayerSpec(INT8_CHANNEL, UINT8_INPUT),
         "W4A16": LayerSpec(INT4),
         "W4A16_ASYM": LayerSpec(UINT4),
         "W4A16 channel": LayerSpec(QuantSpec(formats.INT4, (1, -1))),
@@ -53,6 +58,7 @@ BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
         "NVFP4": LayerSpec(NVFP4, NVFP4_INPUT),
         "W4A16_NVFP4": LayerSpec(NVFP4),
         "MXFP8": LayerSpec(MXFP8, replace(MXFP8, dynamic=True)),
+        "FP8": LayerSpec(FP8_TENSOR, FP8_TENSOR),
         "FP8_PER_CHANNEL_PER_TOKEN": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
     },
     "quark": {
@@ -89,4 +95,7 @@ def layer_of(spec: LayerSpec, shape: tuple[int, int] = (256, 384)) -> Layer:
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(shape, generator=generator) * torch.rand(shape[0], 1, generator=generator)
     assert spec.weight is not None
-    return Layer(spec, encode(w, spec.weight))
+    given = None
+    if spec.input is not None and spec.static_input:
+        given = scale_of(torch.randn(64, shape[1], generator=generator) + 1, spec.input)
+    return Layer(spec, encode(w, spec.weight), given)

@@ -11,6 +11,8 @@ from torch import nn
 
 from minifloat.export.native import save
 from minifloat.layers import QLinear
+from minifloat.method import quantize
+from minifloat.methods.zeroquant_fp import zeroquant_fp
 from minifloat.models.fused import fused_groups
 from minifloat.plan import Plan
 from minifloat.qtensor import encode
@@ -57,14 +59,26 @@ def build(llama: Any, tmp_path: Path) -> Build:
         rules = (("*", plan),) if isinstance(plan, LayerSpec) else plan
         model = copy.deepcopy(llama).to(dtype)
         model.config.dtype = dtype
-        pack_model(model, Plan(rules))
+        plan_used = Plan(rules)
+        if any(spec is not None and spec.static_input for _, spec in rules):
+            plan_used = calibrate(model, plan_used)
+        else:
+            pack_model(model, plan_used)
         folder = tmp_path / name
         folder.mkdir()
-        save(model, Plan(rules), folder)
+        save(model, plan_used, folder)
         (folder / "tokenizer_config.json").write_text("{}\n")
         return folder
 
     return make
+
+
+def calibrate(model: Any, plan: Plan) -> Plan:
+    """The same by the passes of ZeroQuant-FP, which find the scales of static inputs."""
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randint(0, 160, (4, 32), generator=generator) for _ in range(2)]
+    method = zeroquant_fp(rank=0, solver="nearest", search=False)
+    return Plan.from_json(quantize(model, method, batches, plan=plan)["plan"])
 
 
 def pack_model(model: Any, plan: Plan) -> None:

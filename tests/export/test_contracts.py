@@ -11,7 +11,17 @@ from minifloat.errors import UserError
 from minifloat.export.contracts import CONTRACTS, able
 from minifloat.formats import Format
 from minifloat.qtensor import decode
-from minifloat.spec import FP8_CHANNEL, MXFP6_E3M2, NVFP4, LayerSpec, QuantSpec
+from minifloat.spec import (
+    FP8_BLOCK,
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    INT8_CHANNEL,
+    MXFP4,
+    MXFP6_E3M2,
+    NVFP4,
+    LayerSpec,
+    QuantSpec,
+)
 from tests.export.cases import BY_CONTRACT, CASES, layer_of
 
 
@@ -91,6 +101,46 @@ def test_inputs_that_need_calibrated_scales_say_what_to_write() -> None:
             CONTRACTS[name].scheme(spec, (256, 384))
 
 
+def test_static_inputs_come_back_bit_for_bit() -> None:
+    for name, case in CASES:
+        contract, layer = CONTRACTS[name], layer_of(BY_CONTRACT[name][case])
+        scheme = contract.scheme(layer.spec, (256, 384))
+        again = contract.read(scheme, contract.tensors(layer, scheme))
+        assert again.spec.static_input == layer.spec.static_input, case
+        assert (again.input_scale is None) == (layer.input_scale is None), case
+        if again.input_scale is not None and layer.input_scale is not None:
+            assert torch.equal(again.input_scale.stored, layer.input_scale.stored)
+            assert str(again.input_scale.zero) == str(layer.input_scale.zero)
+
+
+UINT8 = QuantSpec(formats.UINT8, (-1, -1), zero_point=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "words"),
+    [
+        ("compressed-tensors", LayerSpec(MXFP4, FP8_TENSOR), "e4m3 weights by tensor or channel"),
+        ("compressed-tensors", LayerSpec(FP8_BLOCK, FP8_TENSOR), "e4m3 weights by tensor"),
+        ("compressed-tensors", LayerSpec(INT8_CHANNEL, FP8_TENSOR), "the weights' format"),
+        ("compressed-tensors", LayerSpec(FP8_CHANNEL, UINT8), "uint8 beside int8"),
+        (
+            "compressed-tensors",
+            LayerSpec(FP8_CHANNEL, QuantSpec(formats.E4M3, (-1, 1))),
+            "one fp32 scale",
+        ),
+        ("modelopt", LayerSpec(FP8_CHANNEL, FP8_TENSOR), "no algorithm has"),
+        ("modelopt", LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True)), "no algorithm has"),
+        ("quark", LayerSpec(MXFP4, FP8_TENSOR), "its inputs are"),
+        ("fp8", LayerSpec(FP8_BLOCK, FP8_TENSOR), "quantize every input"),
+        ("humming", LayerSpec(FP8_TENSOR, FP8_TENSOR), "server's own setting"),
+    ],
+)
+def test_static_inputs_without_a_place_are_refused(name: str, spec: LayerSpec, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        CONTRACTS[name].scheme(spec, (256, 384))
+
+
 def test_the_contracts_that_can_are_found() -> None:
+    assert able(LayerSpec(FP8_TENSOR, FP8_TENSOR), (256, 384)) == ["compressed-tensors", "modelopt"]
     assert able(LayerSpec(MXFP6_E3M2), (256, 384)) == ["quark", "humming"]
     assert able(LayerSpec(QuantSpec(formats.NF4, (1, 64))), (256, 384)) == []

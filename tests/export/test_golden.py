@@ -151,6 +151,52 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor], list[float
 }
 
 
+# A static int8 input of scale 0.5: -28 is stored for the unsigned zero point 100.
+STATIC: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor], tuple[float, int | None]]] = {
+    "INT8 with a zero point": (
+        "compressed-tensors",
+        {
+            "format": "int-quantized",
+            "weights": args(num_bits=8, type="int", strategy="channel"),
+            "input_activations": args(num_bits=8, type="int", strategy="tensor", symmetric=False),
+        },
+        {
+            "weight": raw([1, 2, 255, 128], torch.int8),
+            "weight_scale": torch.tensor([[0.5]]),
+            "input_scale": torch.tensor([0.5]),
+            "input_zero_point": torch.tensor([-28], dtype=torch.int8),
+        },
+        (0.5, 100),
+    ),
+    "FP8, scalars": (
+        "modelopt",
+        {"quant_algo": "FP8"},
+        {
+            "weight": raw(FP8_ROW, E4M3),
+            "weight_scale": torch.tensor(0.5),
+            "input_scale": torch.tensor(0.25),
+        },
+        (0.25, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STATIC)
+def test_calibrated_inputs_are_the_numbers_on_paper(case: str) -> None:
+    name, scheme, tensors, (scale, zero) = STATIC[case]
+    layer = CONTRACTS[name].read(scheme, tensors)
+    assert layer.spec.static_input
+    assert layer.input_scale is not None
+    assert layer.input_scale.stored.tolist() == [[scale]]
+    if zero is not None:
+        assert layer.input_scale.zero is not None
+        assert layer.input_scale.zero.tolist() == [[zero]]
+    again = CONTRACTS[name].tensors(layer, scheme)
+    assert {n: t.reshape(-1).tolist() for n, t in again.items()} == {
+        n: t.reshape(-1).tolist() for n, t in tensors.items()
+    }
+
+
 @pytest.mark.parametrize("case", GOLDEN)
 def test_bytes_decode_to_the_numbers_on_paper(case: str) -> None:
     name, scheme, tensors, values = GOLDEN[case]

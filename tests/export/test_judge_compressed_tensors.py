@@ -12,6 +12,7 @@ import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
+from safetensors.torch import load_file, save_file
 
 from minifloat import formats
 from minifloat.export.contract import Layer
@@ -57,7 +58,8 @@ def test_the_package_compresses_our_values_to_our_bytes(case: str) -> None:
     judge = BaseCompressor.get_value_from_registry(scheme["format"])
     state = {"weight": decode(layer.q), **_scales(layer, ours)}
     theirs = judge.compress(state, QuantizationScheme(targets=["Linear"], **scheme))
-    for suffix in set(ours) - {"input_global_scale", "weight_global_scale"}:
+    given = {"input_global_scale", "input_scale", "input_zero_point", "weight_global_scale"}
+    for suffix in set(ours) - given:
         if suffix == "weight_scale" and ours[suffix].dtype != theirs[suffix].dtype:
             continue  # handed over in fp32, since the package divides in the dtype of the scales
         one, two = ours[suffix], theirs[suffix].reshape(ours[suffix].shape)
@@ -106,6 +108,20 @@ def test_transformers_gives_our_logits(case: str, build: Build, tmp_path: Path) 
     ours, theirs = (_logits(load(folder)) for folder in (source, tmp_path / "out"))
     error = (ours - theirs).norm() / ours.norm()
     assert float(error) < (2e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case].static_input])
+def test_transformers_takes_our_calibrated_inputs(case: str, build: Build, tmp_path: Path) -> None:
+    """To the last bits of fp32; one layer's scale off by a tenth is seen at once."""
+    source = build(CASES[case])
+    export(source, "compressed-tensors", tmp_path / "out")
+    ours, theirs = (_logits(load(folder)) for folder in (source, tmp_path / "out"))
+    assert float((ours - theirs).norm() / ours.norm()) < 1e-6
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.down_proj.input_scale"] *= 1.1
+    save_file(tensors, file, {"format": "pt"})
+    assert float((ours - _logits(load(tmp_path / "out"))).norm() / ours.norm()) > 1e-3
 
 
 @pytest.mark.parametrize("case", CASES)

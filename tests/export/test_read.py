@@ -12,7 +12,15 @@ from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.read import read_folder
 from minifloat.export.write import export
-from minifloat.spec import FP8_CHANNEL, FP8_TOKEN, MXFP4, NVFP4, LayerSpec, QuantSpec
+from minifloat.spec import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    FP8_TOKEN,
+    MXFP4,
+    NVFP4,
+    LayerSpec,
+    QuantSpec,
+)
 from tests.export.cases import BY_CONTRACT, CASES, NVFP4_INPUT
 from tests.export.conftest import Build, config_of
 from tests.export.test_write import digest
@@ -61,17 +69,54 @@ def test_one_contract_to_another(build: Build, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("case", ["FP8", "W8A8 static asymmetric"])
+def test_static_inputs_come_back(case: str, build: Build, tmp_path: Path) -> None:
+    source = build(BY_CONTRACT["compressed-tensors"][case])
+    export(source, "compressed-tensors", tmp_path / "one")
+    read_folder(tmp_path / "one", tmp_path / "back")
+    assert torch.equal(_logits(source), _logits(tmp_path / "back"))
+    one, two = (load_file(f / "model.safetensors") for f in (source, tmp_path / "back"))
+    names = [n for n in one if n.endswith(("input_scale", "input_zero_point"))]
+    assert len(names) == 14 * (1 + ("asymmetric" in case))
+    assert all(torch.equal(one[name], two[name]) for name in names)
+
+
+def test_static_fp8_goes_from_one_contract_to_another(build: Build, tmp_path: Path) -> None:
+    export(build(BY_CONTRACT["modelopt"]["FP8"]), "modelopt", tmp_path / "a")
+    read_folder(tmp_path / "a", tmp_path / "b")
+    export(tmp_path / "b", "compressed-tensors", tmp_path / "c")
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "c"))
+    for name in one:
+        assert torch.equal(one[name].reshape(two[name].shape), two[name]), name
+
+
+def test_static_inputs_by_group_are_refused(build: Build, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(build(LayerSpec(FP8_CHANNEL, FP8_TENSOR)), "compressed-tensors", out)
+    config = config_of(out)
+    given = config["quantization_config"]["config_groups"]["group_0"]["input_activations"]
+    given |= {"strategy": "group", "group_size": 32}
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"no layer like .*_proj: its input has .* by group.*--weights-only"
+    ):
+        read_folder(out, tmp_path / "back")
+    assert read_folder(out, tmp_path / "back", weights_only=True) == 14
+
+
 def edit(folder: Path, name: str, value: torch.Tensor) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[name] = value
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_calibrated_inputs_are_refused_or_dropped(build: Build, tmp_path: Path) -> None:
+def test_calibrated_scales_over_dynamic_inputs_are_refused_or_dropped(
+    build: Build, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     export(build(LayerSpec(NVFP4, NVFP4_INPUT)), "modelopt", out)
     edit(out, "model.layers.1.mlp.down_proj.input_scale", torch.tensor(0.25))
-    with pytest.raises(UserError, match=r"down_proj has a calibrated input scale.*--weights-only"):
+    with pytest.raises(UserError, match=r"down_proj has a calibrated scale over.*--weights-only"):
         read_folder(out, tmp_path / "back")
     assert read_folder(out, tmp_path / "back", weights_only=True) == 14
     rules: Any = config_of(tmp_path / "back")["quantization_config"]["rules"]

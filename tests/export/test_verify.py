@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,23 @@ from safetensors.torch import load_file, save_file
 
 from minifloat import cli, formats
 from minifloat.errors import UserError
+from minifloat.export.native import configuration
 from minifloat.export.native_folder import open_native
+from minifloat.export.stored import Stored
 from minifloat.export.verify import compare, parse_reader, verify
 from minifloat.export.write import export
-from minifloat.spec import FP8_TENSOR, MXFP4, MXFP6, NVFP4, LayerSpec, QuantSpec
-from tests.export.cases import BY_CONTRACT, CASES
+from minifloat.plan import Plan
+from minifloat.spec import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    INT8_CHANNEL,
+    MXFP4,
+    MXFP6,
+    NVFP4,
+    LayerSpec,
+    QuantSpec,
+)
+from tests.export.cases import BY_CONTRACT, CASES, UINT8_INPUT
 from tests.export.conftest import Build, config_of
 
 SOUND = [(n, c) for n, c in CASES if n != "humming" or c in ("float e2m3", "int3", "channel")]
@@ -92,20 +105,31 @@ def _norm(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.norm.weight"] *= 2
 
 
+def _input_reciprocal(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{DOWN}.input_scale"].reciprocal_()
+
+
+def _input_zero(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{DOWN}.input_zero_point"] ^= -128
+
+
+FP4, STATIC = LayerSpec(MXFP4), LayerSpec(FP8_TENSOR, FP8_TENSOR)
 MUTATIONS = [
-    (MXFP4, _nibbles, "weights differ"),
-    (NVFP4, _reciprocal, "weights differ"),
-    (MXFP4, _bias, "weights differ"),
-    (MXFP4, _sign, "weights differ"),
-    (MXFP4, _norm, "model.norm.weight is not the same"),
+    (FP4, _nibbles, "weights differ"),
+    (LayerSpec(NVFP4), _reciprocal, "weights differ"),
+    (FP4, _bias, "weights differ"),
+    (FP4, _sign, "weights differ"),
+    (FP4, _norm, "model.norm.weight is not the same"),
+    (STATIC, _input_reciprocal, "its input scale is"),
+    (LayerSpec(INT8_CHANNEL, UINT8_INPUT), _input_zero, "its input's zero point is"),
 ]
 
 
-@pytest.mark.parametrize(("weight", "mutate", "words"), MUTATIONS)
+@pytest.mark.parametrize(("spec", "mutate", "words"), MUTATIONS)
 def test_every_mutation_is_caught(
-    weight: QuantSpec, mutate: object, words: str, build: Build, tmp_path: Path
+    spec: LayerSpec, mutate: object, words: str, build: Build, tmp_path: Path
 ) -> None:
-    source = build(LayerSpec(weight))
+    source = build(spec)
     export(source, "compressed-tensors", tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     mutate(tensors)  # type: ignore[operator]
@@ -113,6 +137,39 @@ def test_every_mutation_is_caught(
     problems = compare(tmp_path / "out", open_native(source))
     assert len(problems) == 1
     assert words in problems[0]
+
+
+def test_inputs_of_another_kind_are_caught(build: Build, tmp_path: Path) -> None:
+    dynamic = LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True))
+    export(build(dynamic, name="a"), "compressed-tensors", tmp_path / "dynamic")
+    source = build(STATIC, name="b")
+    problems = compare(tmp_path / "dynamic", open_native(source))
+    assert len([p for p in problems if "its input is scaled at run time here" in p]) == 14
+    export(source, "compressed-tensors", tmp_path / "weights", weights_only=True)
+    assert compare(tmp_path / "weights", open_native(source)) == []
+
+
+def test_rules_of_static_inputs(build: Build, tmp_path: Path) -> None:
+    source, out = build(STATIC), tmp_path / "out"
+    export(source, "modelopt", out)
+    assert rules(out, "vllm") == {"fp8-tensor-requantized": "differs", "": "loads"}
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.layers.1.self_attn.k_proj.input_scale"] *= 2
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    found = {f.rule: f for f in verify(out, parse_reader("vllm"))}
+    assert found["static-input-shared"].verdict == "differs"
+    assert len(found["static-input-shared"].layers) == 3
+    tensors["model.layers.1.self_attn.k_proj.input_scale"].zero_()
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"k_proj has the input scale .* no positive number"):
+        verify(out)
+    int8 = LayerSpec(INT8_CHANNEL, QuantSpec(formats.INT8, (-1, -1)))
+    export(build(int8, name="c"), "compressed-tensors", tmp_path / "int8")
+    assert rules(tmp_path / "int8", "transformers") == {"": "loads"}
+    assert rules(tmp_path / "int8", "vllm") == {"": "loads"}
+    channel = LayerSpec(FP8_CHANNEL, FP8_TENSOR)
+    export(build(channel, name="d"), "compressed-tensors", tmp_path / "fp8")
+    assert rules(tmp_path / "fp8", "vllm") == {"fp8-static-no-cpu": "needs"}
 
 
 def test_stray_bits_of_the_padding_are_caught(tmp_path: Path) -> None:
@@ -140,8 +197,7 @@ def _odd_folder(folder: Path) -> None:
     folder.mkdir()
     state = {f"layer.{name}": tensor for name, tensor in layer.state_dict().items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    rules = [["*", spec.to_json()]]
-    quantization = {"quant_method": "minifloat", "rules": rules, "layers": {"layer": 0}}
+    quantization = configuration(Plan((("*", spec),)), {"layer": Stored.of(layer)})
     (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
 
 

@@ -12,7 +12,15 @@ from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.shards import entries, write
 from minifloat.export.write import export
-from minifloat.spec import FP8_CHANNEL, FP8_TOKEN, MXFP4, NVFP4, LayerSpec, QuantSpec
+from minifloat.spec import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    FP8_TOKEN,
+    MXFP4,
+    NVFP4,
+    LayerSpec,
+    QuantSpec,
+)
 from tests.export.conftest import Build, config_of
 
 W4A16 = LayerSpec(QuantSpec(formats.INT4, (1, 32), formats.FP16))
@@ -84,6 +92,35 @@ def test_fused_layers_must_share_their_outer_scale(build: Build, tmp_path: Path)
         export(source, "modelopt", tmp_path / "out")
 
 
+STATIC = LayerSpec(FP8_TENSOR, FP8_TENSOR)
+
+
+def test_fused_layers_must_share_their_input_scale(build: Build, tmp_path: Path) -> None:
+    source = build(STATIC)
+    export(source, "modelopt", tmp_path / "shared")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.self_attn.k_proj.input_scale"] *= 1.5
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="have input scales of their own"):
+        export(source, "modelopt", tmp_path / "out")
+    export(source, "modelopt", tmp_path / "out", separate=True)
+
+
+def test_static_inputs_name_the_contracts_that_can(build: Build, tmp_path: Path) -> None:
+    source = build(STATIC)
+    with pytest.raises(UserError, match="compressed-tensors and modelopt can"):
+        export(source, "humming", tmp_path / "out")
+    export(source, "humming", tmp_path / "out", weights_only=True)
+    assert not any(
+        n.endswith("input_scale") for n in load_file(tmp_path / "out" / "model.safetensors")
+    )
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.input_scale"]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks model.layers.1.mlp.up_proj.input_scale"):
+        export(source, "modelopt", tmp_path / "out")
+
+
 def test_refusals_name_the_layer_and_the_contracts_that_can(build: Build, tmp_path: Path) -> None:
     source = build(LayerSpec(QuantSpec(formats.E3M2, (1, 32), formats.E8M0, "ocp")))
     with pytest.raises(UserError, match=r"hold model.layers.0.*; quark and humming can"):
@@ -93,7 +130,7 @@ def test_refusals_name_the_layer_and_the_contracts_that_can(build: Build, tmp_pa
     with pytest.raises(UserError, match="name another folder"):
         export(source, "humming", source)
     config = config_of(source)
-    config["quantization_config"]["layers"]["model.layers.0.mlp.down_proj"] = 8
+    config["quantization_config"]["layers"]["model.layers.0.mlp.down_proj"]["rank"] = 8
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="low-rank branch of rank 8"):
         export(source, "humming", tmp_path / "out")

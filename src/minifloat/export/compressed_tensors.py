@@ -8,6 +8,8 @@ pins) are written. Facts that the tests hold against the package itself:
 - integers: the value plus 2^(bits - 1), lowest bit first, in int32 words that codes may straddle;
   zero points likewise, but along the rows.
 - NVFP4's global scale is a *divisor*: value = code * scale / global.
+- A static input has one fp32 `input_scale` [1], and `input_zero_point` int8 where it is asymmetric: the
+  unsigned one minus 128.
 - W4A8 and W4AFP8 are `int-quantized` by default, a byte a code; `pack-quantized` halves them and is
   what vLLM's schemes for both ask for.
 """
@@ -31,10 +33,11 @@ from minifloat.export.contract import (
     is_integer,
     multiple,
     no_ragged,
+    static_scale,
     weight_of,
 )
 from minifloat.export.targets import matches
-from minifloat.formats import E2M1, E2M3, E4M3, E8M0, FP32, INT8, Format
+from minifloat.formats import E2M1, E2M3, E4M3, E8M0, FP32, INT8, UINT8, Format
 from minifloat.packing import pack, packed_width, unpack
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
@@ -63,7 +66,7 @@ def scheme(spec: LayerSpec, shape: Shape) -> Scheme:
     return {
         "format": layout,
         "weights": _weight_args(weight),
-        "input_activations": None if spec.input is None else _input_args(spec.input),
+        "input_activations": _input_args(spec, weight, layout),
     }
 
 
@@ -94,9 +97,12 @@ def _weight_args(spec: QuantSpec) -> dict[str, Any]:
     return _args(spec, bits, _strategy(spec), "torch.uint8" if spec.scale == E8M0 else None)
 
 
-def _input_args(spec: QuantSpec) -> dict[str, Any]:
-    """Inputs are quantized at run time, whatever `dynamic` says: layers hold no static scales."""
-    spec = replace(spec, dynamic=True)
+def _input_args(layer: LayerSpec, weight: QuantSpec, layout: str) -> dict[str, Any] | None:
+    spec = layer.input
+    if spec is None:
+        return None
+    if layer.static_input:
+        return _static_args(spec, weight, layout)
     if spec == replace(_NVFP4_INPUT, dynamic=True):
         return {**_args(spec, 4, "tensor_group", "torch.float8_e4m3fn"), "dynamic": "local"}
     if spec == replace(_NVFP4, dynamic=True):
@@ -114,6 +120,24 @@ def _input_args(spec: QuantSpec) -> dict[str, Any]:
     if not strategy:
         raise Refusal(f"it has no input scaled by {spec.tile}")
     return _args(spec, spec.format.bits, strategy, None)
+
+
+def _static_args(spec: QuantSpec, weight: QuantSpec, layout: str) -> dict[str, Any]:
+    """One calibrated scale a tensor: beside 8-bit weights by tensor or channel, as vLLM reads it."""
+    if layout not in ("float-quantized", "int-quantized") or weight.tile[1] != -1:
+        raise Refusal(
+            "a calibrated input goes with e4m3 weights by tensor or channel and with int8 ones by "
+            f"channel, not with {weight}"
+        )
+    if replace(spec, zero_point=False) not in (_static(weight.format), _static(UINT8)):
+        raise Refusal(f"a calibrated input has one fp32 scale and the weights' format, not {spec}")
+    if spec.zero_point != (spec.format == UINT8) or (spec.zero_point and weight.format != INT8):
+        raise Refusal(f"a calibrated input with a zero point is uint8 beside int8, not {spec}")
+    return _args(spec, 8, "tensor", None)
+
+
+def _static(fmt: Format) -> QuantSpec:
+    return QuantSpec(fmt, (-1, -1))
 
 
 def _strategy(spec: QuantSpec) -> str:
@@ -156,12 +180,31 @@ def suffixes(scheme: Scheme) -> tuple[str, ...]:
         names.append("weight_global_scale")
         if scheme["input_activations"] is not None:
             names.append("input_global_scale")
+    if _is_static(scheme):
+        asymmetric = not scheme["input_activations"]["symmetric"]
+        names += ["input_scale"] + ["input_zero_point"] * asymmetric
     return tuple(names)
+
+
+def _is_static(scheme: Scheme) -> bool:
+    """Whether inputs have calibrated scales; the package's default of `dynamic` is False."""
+    given = scheme["input_activations"]
+    return given is not None and given.get("dynamic", False) is False
 
 
 def tensors(layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
     """The tensors of one layer by suffix."""
-    layout, q = scheme["format"], layer.q
+    found = _weights(layer.q, scheme)
+    if _is_static(scheme):
+        given = static_scale(layer)
+        found["input_scale"] = given.stored.float().reshape(1)
+        if given.zero is not None:
+            found["input_zero_point"] = flip_sign(given.zero, 8).view(torch.int8).reshape(1)
+    return found
+
+
+def _weights(q: QTensor, scheme: Scheme) -> dict[str, Tensor]:
+    layout = scheme["format"]
     if layout == "pack-quantized":
         return _packed_integers(q)
     if layout == "nvfp4-pack-quantized":
@@ -248,24 +291,35 @@ def schemes(config: dict[str, Any], layers: dict[str, set[str]]) -> dict[str, Sc
 
 def read(scheme: Scheme, found: dict[str, Tensor]) -> Layer:
     """The layer of these tensors; scales keep the dtype that they are stored in."""
-    layout, args = scheme["format"], scheme["weights"]
+    spec, given = _spec(scheme["weights"], found["weight_scale"].dtype), scheme["input_activations"]
+    layer = LayerSpec(spec, None if given is None else _input_spec(given, _is_static(scheme)))
+    static = _read_static(found) if _is_static(scheme) else None
+    return Layer(layer, _read_weights(scheme["format"], spec, found), static)
+
+
+def _read_static(found: dict[str, Tensor]) -> Scale:
+    """A static input's scale; a zero point is found if the scheme has one."""
+    zero = found.get("input_zero_point")
+    if zero is not None:
+        zero = flip_sign(zero.view(torch.uint8), 8).reshape(1, 1)
+    return Scale(found["input_scale"].float().reshape(1, 1), None, zero)
+
+
+def _read_weights(layout: str, spec: QuantSpec, found: dict[str, Tensor]) -> QTensor:
     scale = found["weight_scale"]
-    spec = _spec(args, scale.dtype)
-    given = scheme["input_activations"]
-    layer = LayerSpec(spec, None if given is None else _input_spec(given))
     if layout == "pack-quantized":
-        return Layer(layer, _read_integers(spec, found))
+        return _read_integers(spec, found)
     if layout == "nvfp4-pack-quantized":
         codes = unpack(found["weight_packed"], 4, found["weight_packed"].shape[1] * 2)
         outer = found["weight_global_scale"].reciprocal().reshape(1, 1)
-        return Layer(layer, _q(codes, Scale(scale.view(torch.uint8), outer), spec))
+        return _q(codes, Scale(scale.view(torch.uint8), outer), spec)
     if layout in _MX.values():
         packed = found["weight" if layout == "mxfp8-quantized" else "weight_packed"]
         columns = packed.shape[1] * 8 // spec.format.bits
         codes = unpack(packed.view(torch.uint8), spec.format.bits, columns)
-        return Layer(layer, _q(codes, Scale(scale), spec))
+        return _q(codes, Scale(scale), spec)
     codes = found["weight"].view(torch.uint8)
-    return Layer(layer, _q(codes, Scale(scale.reshape(spec.tiles(_matrix(codes)))), spec))
+    return _q(codes, Scale(scale.reshape(spec.tiles(_matrix(codes)))), spec)
 
 
 def _read_integers(spec: QuantSpec, found: dict[str, Tensor]) -> QTensor:
@@ -298,13 +352,15 @@ def _spec(args: dict[str, Any], dtype: torch.dtype) -> QuantSpec:
     return QuantSpec(fmt, _tile(args), names[dtype], zero_point=not args["symmetric"])
 
 
-def _input_spec(args: dict[str, Any]) -> QuantSpec:
+def _input_spec(args: dict[str, Any], static: bool) -> QuantSpec:
+    if static and args["strategy"] != "tensor":
+        raise Refusal(f"its input has calibrated scales by {args['strategy']}, not one a tensor")
     if args["strategy"] == "tensor_group":
         return replace(_NVFP4_INPUT, dynamic=True)
     fmt = _element(args)
     if args.get("scale_dtype") == "torch.uint8":
         return QuantSpec(fmt, (1, 32), E8M0, "ocp", dynamic=True)
-    return QuantSpec(fmt, _tile(args), dynamic=True)
+    return QuantSpec(fmt, _tile(args), zero_point=not args["symmetric"], dynamic=not static)
 
 
 def _element(args: dict[str, Any]) -> Format:

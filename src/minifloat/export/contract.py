@@ -16,6 +16,7 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.formats import Format
 from minifloat.qtensor import QTensor
+from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
 
 Scheme = dict[str, Any]
@@ -33,10 +34,12 @@ class Layer:
     Attributes:
         spec: how its weight and input are quantized.
         q: codes uint8 [N, K], one a byte, and their scales.
+        input_scale: calibrated scales of a static input, as they are stored; None for other inputs.
     """
 
     spec: LayerSpec
     q: QTensor
+    input_scale: Scale | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,17 @@ def as_bytes(words: Tensor, width: int) -> Tensor:
 def flip_sign(codes: Tensor, bits: int) -> Tensor:
     """Two's complement to offset binary and back: the value plus 2^(bits - 1)."""
     return codes ^ (1 << (bits - 1))
+
+
+def static_scale(layer: Layer) -> Scale:
+    """The scale of a static input.
+
+    Raises:
+        Refusal: the layer has none, though its spec asks for one.
+    """
+    if layer.input_scale is None:
+        raise Refusal("its input is static, but no scale was calibrated for it")
+    return layer.input_scale
 
 
 def is_integer(fmt: Format) -> bool:

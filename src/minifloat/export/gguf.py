@@ -18,7 +18,7 @@ from minifloat.export.contract import Layer, Refusal, Shape
 from minifloat.export.contracts import alternatives
 from minifloat.export.gguf_blocks import BLOCK, BYTES, blocks, kind_of
 from minifloat.export.native import whole_or_nothing
-from minifloat.export.native_folder import NativeFolder, open_native
+from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
 
@@ -74,8 +74,7 @@ def export_gguf(source: Path, out: Path, *, weights_only: bool = False) -> dict[
 def _kind(folder: NativeFolder, name: str) -> str:
     """A layer's block type, or the refusal in the user's words."""
     spec, shape = folder.specs[name], folder.shape(name)
-    if folder.ranks[name]:
-        raise UserError(f"gguf cannot hold {name}: it has a low-rank branch; use --set rank=0")
+    refuse_special(folder, name, "gguf")
     try:
         return kind_of(spec, shape)
     except Refusal as error:

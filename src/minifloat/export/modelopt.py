@@ -6,8 +6,8 @@ compressed-tensors' global scale; even columns lie in the low nibble, and the me
 converters of diffusion models disagree. The configuration is written twice, in config.json and in the
 legacy hf_quant_config.json, since readers look at one or the other.
 
-An input's constant outer scale is 1 here. Algorithm FP8 needs a calibrated input scale, which our layers
-do not hold, so FP8 goes out per channel and token.
+FP8 has one scale a tensor and one for the calibrated input, both fp32 scalars. NVFP4's inputs have block
+scales of the run under a calibrated outer one; our layers have no such input, and 1 is written.
 """
 
 from dataclasses import replace
@@ -24,6 +24,7 @@ from minifloat.export.contract import (
     Shape,
     multiple,
     no_ragged,
+    static_scale,
     weight_of,
 )
 from minifloat.export.targets import excluded
@@ -36,17 +37,19 @@ from minifloat.spec import FP8_TOKEN, LayerSpec, QuantSpec
 _NVFP4 = QuantSpec(E2M1, (1, 16), QuantSpec(E4M3, (-1, -1)))
 _NVFP4_INPUT = QuantSpec(E2M1, (1, 16), E4M3, dynamic=True)
 _MXFP8 = QuantSpec(E4M3, (1, 32), E8M0, "ocp")
-_CHANNEL = QuantSpec(E4M3, (1, -1))
+_CHANNEL, _TENSOR = QuantSpec(E4M3, (1, -1)), QuantSpec(E4M3, (-1, -1))
 _NAMES = {
     "NVFP4": ("weight", "weight_scale", "weight_scale_2", "input_scale"),
     "W4A16_NVFP4": ("weight", "weight_scale", "weight_scale_2"),
     "MXFP8": ("weight", "weight_scale"),
+    "FP8": ("weight", "weight_scale", "input_scale"),
     "FP8_PER_CHANNEL_PER_TOKEN": ("weight", "weight_scale"),
 }
 _LAYERS = {
     "NVFP4": LayerSpec(_NVFP4, _NVFP4_INPUT),
     "W4A16_NVFP4": LayerSpec(_NVFP4),
     "MXFP8": LayerSpec(_MXFP8, replace(_MXFP8, dynamic=True)),
+    "FP8": LayerSpec(_TENSOR, _TENSOR),
     "FP8_PER_CHANNEL_PER_TOKEN": LayerSpec(_CHANNEL, FP8_TOKEN),
 }
 
@@ -54,7 +57,7 @@ _LAYERS = {
 def scheme(spec: LayerSpec, shape: Shape) -> Scheme:
     """`quant_algo`, and the group size where there is one."""
     weight = replace(weight_of(spec), dynamic=False)
-    given = None if spec.input is None else replace(spec.input, dynamic=True)
+    given = spec.input
     no_ragged(weight, shape)
     if weight.scale == E8M0:
         weight = replace(weight, scale_rounding="ocp")  # the rule leaves no trace in the tensors
@@ -98,6 +101,9 @@ def tensors(layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
     weight = q.codes.contiguous().view(torch.float8_e4m3fn)
     if scheme["quant_algo"] == "MXFP8":
         return {"weight": weight, "weight_scale": scale}
+    if scheme["quant_algo"] == "FP8":
+        scales = {"weight_scale": scale, "input_scale": static_scale(layer).stored}
+        return {"weight": weight, **{name: s.float().reshape(()) for name, s in scales.items()}}
     return {"weight": weight, "weight_scale": scale.float().reshape(-1)}
 
 
@@ -139,7 +145,7 @@ def schemes(config: dict[str, Any], layers: dict[str, set[str]]) -> dict[str, Sc
 
 def read(scheme: Scheme, found: dict[str, Tensor]) -> Layer:
     """The layer of these tensors."""
-    spec = _LAYERS[scheme["quant_algo"]]
+    spec, given = _LAYERS[scheme["quant_algo"]], None
     weight, scale = found["weight"], found["weight_scale"]
     assert spec.weight is not None
     if spec.weight.format == E2M1:
@@ -149,7 +155,10 @@ def read(scheme: Scheme, found: dict[str, Tensor]) -> Layer:
     else:
         codes = weight.view(torch.uint8)
         stored = Scale(scale if scheme["quant_algo"] == "MXFP8" else scale.reshape(-1, 1))
-    return Layer(spec, QTensor(codes, stored, spec.weight, (codes.shape[0], codes.shape[1])))
+    if spec.static_input:
+        given = Scale(found["input_scale"].float().reshape(1, 1))
+    q = QTensor(codes, stored, spec.weight, (codes.shape[0], codes.shape[1]))
+    return Layer(spec, q, given)
 
 
 MODELOPT = Contract(scheme, tensors, suffixes, config, schemes, read, files)

@@ -1,6 +1,6 @@
 """minifloat's own checkpoint: a transformers folder whose safetensors hold packed layers.
 
-config.json gains `quantization_config` with the plan and the packed layers' names and ranks. The
+config.json gains `quantization_config` with the plan and the packed layers' names and shapes. The
 folder is written under a temporary name beside its place and renamed when it is whole, so a kill or
 a full disk leaves nothing under the final name.
 """
@@ -16,6 +16,7 @@ from uuid import uuid4
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.export.stored import FORMAT_VERSION, Stored
 from minifloat.layers import QLayer
 from minifloat.plan import Plan
 
@@ -24,9 +25,19 @@ _SHARD = "4GB"
 
 
 def quantization_config(model: nn.Module, plan: Plan) -> dict[str, Any]:
-    """What a loader needs: the plan, and every packed layer with the rank of its branch."""
-    layers = {n: m.rank for n, m in model.named_modules() if isinstance(m, QLayer)}
-    return {"quant_method": QUANT_METHOD, "format_version": 1, **plan.to_json(), "layers": layers}
+    """What a loader needs: the plan, and what is stored of every packed layer."""
+    packed = [(name, m) for name, m in model.named_modules() if isinstance(m, QLayer)]
+    return configuration(plan, {name: Stored.of(layer) for name, layer in packed})
+
+
+def configuration(plan: Plan, layers: dict[str, Stored]) -> dict[str, Any]:
+    """`quantization_config` in the present version."""
+    return {
+        "quant_method": QUANT_METHOD,
+        "format_version": FORMAT_VERSION,
+        **plan.to_json(),
+        "layers": {name: stored.to_json() for name, stored in layers.items()},
+    }
 
 
 @contextmanager

@@ -12,13 +12,17 @@ from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Shape
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.shards import Entry, entries
-from minifloat.packing import unpack
+from minifloat.export.stored import Stored, stored_layers
+from minifloat.packing import packed_width, unpack
 from minifloat.plan import Plan
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
-from minifloat.spec import LayerSpec
+from minifloat.spec import LayerSpec, QuantSpec
 
-_OWN = ("weight", "weight_scale", "weight_outer_scale", "weight_zero_point")
+_OWN = (
+    *("weight", "weight_scale", "weight_outer_scale", "weight_zero_point"),
+    *("input_scale", "input_zero_point"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,14 @@ class NativeFolder:
     Attributes:
         config: config.json without the quantization.
         specs: the spec of every packed layer.
-        ranks: the rank of its low-rank branch.
+        stored: what config.json says of it beside.
         entries: every tensor's place.
     """
 
     path: Path
     config: dict[str, Any]
     specs: dict[str, LayerSpec]
-    ranks: dict[str, int]
+    stored: dict[str, Stored]
     entries: dict[str, Entry]
 
     def weights_only(self) -> "NativeFolder":
@@ -44,9 +48,13 @@ class NativeFolder:
         return replace(self, specs=specs)
 
     def shape(self, name: str) -> Shape:
-        """[out, in] of a packed layer. A width that is no multiple of 8 is taken as the largest
-        that its bytes hold, since the folder does not say it."""
-        weight = self.specs[name].weight
+        """[out, in] of a packed layer; a convolution's is [out, in / groups * height * width].
+
+        Version 1 of the folder does not say it: the widest that the bytes hold.
+        """
+        stored, weight = self.stored[name].shape, self.specs[name].weight
+        if stored is not None:
+            return stored
         assert weight is not None
         rows, width = self.entries[f"{name}.weight"].shape
         return rows, width * 8 // weight.format.bits
@@ -56,16 +64,25 @@ class NativeFolder:
         spec, shape = self.specs[name].weight, self.shape(name)
         assert spec is not None
         codes = unpack(self._read(name, "weight"), spec.format.bits, shape[1])
-        scale = Scale(self._read(name, "weight_scale"), self.outer(name), self._zero(name))
-        return Layer(self.specs[name], QTensor(codes, scale, spec, shape))
+        scale = Scale(
+            self._read(name, "weight_scale"), self.outer(name), self._zero(name, "weight")
+        )
+        q = QTensor(codes, scale, spec, shape)
+        return Layer(self.specs[name], q, self.input_scale(name))
+
+    def input_scale(self, name: str) -> Scale | None:
+        """The calibrated scales of a layer's static input."""
+        if not self.specs[name].static_input:
+            return None
+        return Scale(self._read(name, "input_scale"), None, self._zero(name, "input"))
 
     def outer(self, name: str) -> Tensor | None:
         """The scale of a layer's scales, if it has one."""
         entry = self.entries.get(f"{name}.weight_outer_scale")
         return None if entry is None else entry.read()
 
-    def _zero(self, name: str) -> Tensor | None:
-        entry = self.entries.get(f"{name}.weight_zero_point")
+    def _zero(self, name: str, of: str) -> Tensor | None:
+        entry = self.entries.get(f"{name}.{of}_zero_point")
         return None if entry is None else entry.read()
 
     def _read(self, name: str, suffix: str) -> Tensor:
@@ -99,14 +116,45 @@ def open_native(path: Path) -> NativeFolder:
             f"{path} is no minifloat checkpoint (its config.json has {found}); "
             "write one with 'minifloat quantize' or 'minifloat import'"
         )
+    stored = stored_layers(quantization)
     plan = Plan.from_json({"rules": quantization["rules"]})
     known, found_specs = entries(path), {}
-    for name in sorted(quantization["layers"]):  # an order that survives export and import
+    for name in sorted(stored):  # an order that survives export and import
         spec = plan.spec_of(name)
         if spec is None or spec.weight is None or f"{name}.weight_scale" not in known:
             raise UserError(f"{path} names a packed layer {name!r} that it does not hold")
+        if spec.static_input and f"{name}.input_scale" not in known:
+            raise UserError(f"{path} lacks {name}.input_scale, which its plan asks for")
+        _check_bytes(name, stored[name].shape, spec.weight, known[f"{name}.weight"])
         found_specs[name] = spec
-    return NativeFolder(path, config, found_specs, quantization["layers"], known)
+    return NativeFolder(path, config, found_specs, stored, known)
+
+
+def _check_bytes(name: str, shape: Shape | None, spec: QuantSpec, entry: Entry) -> None:
+    """Refuse codes that are not those of the shape that config.json says."""
+    if shape is None:
+        return
+    wanted = (shape[0], packed_width(shape[1], spec.format.bits))
+    if entry.shape != wanted:
+        raise UserError(
+            f"config.json says that {name} is {list(shape)}, whose codes take {list(wanted)} bytes, "
+            f"but they are {list(entry.shape)}; copy the checkpoint again"
+        )
+
+
+def refuse_special(folder: NativeFolder, name: str, to: str) -> None:
+    """Refuse what no contract here has, whatever its spec: convolutions and low-rank branches."""
+    stored = folder.stored[name]
+    if stored.kernel is not None:
+        raise UserError(
+            f"{to} cannot hold {name}: it is {stored}, and readers take quantized linear layers alone; "
+            "give convolutions null in the plan"
+        )
+    if stored.rank:
+        raise UserError(
+            f"{to} cannot hold {name}: it has a low-rank branch of rank {stored.rank}, "
+            "which only minifloat runs; quantize with --set rank=0"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:

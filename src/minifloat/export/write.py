@@ -18,9 +18,10 @@ from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
 from minifloat.export.native import whole_or_nothing
-from minifloat.export.native_folder import NativeFolder, open_native
+from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.export.shards import write
 from minifloat.models.fused import fused_groups
+from minifloat.scales import Scale
 
 _COPIED = (".json", ".txt", ".model", ".jinja")
 _OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")
@@ -35,8 +36,8 @@ def export(
         source: folder of `minifloat quantize`.
         to: name of the contract.
         out: folder to write.
-        separate: allow fused layers of different schemes or outer scales, for readers that do not
-            fuse (transformers).
+        separate: allow fused layers of different schemes, outer or input scales, for readers that
+            do not fuse (transformers).
         weights_only: leave inputs in full precision, whatever the plan says of them.
 
     Returns:
@@ -83,11 +84,7 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
     found: dict[str, Scheme] = {}
     for name, spec in folder.specs.items():
         shape = folder.shape(name)
-        if folder.ranks[name]:
-            raise UserError(
-                f"{to} cannot hold {name}: it has a low-rank branch of rank {folder.ranks[name]}, "
-                "which only minifloat runs; quantize with --set rank=0"
-            )
+        refuse_special(folder, name, to)
         try:
             found[name] = CONTRACTS[to].scheme(spec, shape)
         except Refusal as error:
@@ -99,7 +96,7 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
 
 
 def check_fused(folder: NativeFolder, schemes: dict[str, Scheme]) -> None:
-    """Refuse what serving engines would: fused layers of several schemes or outer scales."""
+    """Refuse what serving engines would: fused layers of several schemes, outer or input scales."""
     names = {*schemes, *folder.kept()}
     for whole, members in fused_groups(names).items():
         kinds = [schemes.get(name) for name in members]
@@ -109,13 +106,21 @@ def check_fused(folder: NativeFolder, schemes: dict[str, Scheme]) -> None:
                 f"{leaves} of {whole} have different specs, but engines compute them as one; let one "
                 "rule of the plan cover them, or add --separate for transformers alone"
             )
-        outers = [folder.outer(name) for name in members if name in schemes]
-        if any(not _equal(outer, outers[0]) for outer in outers):
-            raise UserError(
-                f"{leaves} of {whole} have outer scales of their own, but engines compute them as "
-                "one and keep one; quantize them again with this version, which shares them, or "
-                "add --separate for transformers alone"
-            )
+        packed = [name for name in members if name in schemes]
+        for what, scales in (
+            ("outer scales", [folder.outer(name) for name in packed]),
+            ("input scales", [_stored(folder.input_scale(name)) for name in packed]),
+        ):
+            if any(not _equal(scale, scales[0]) for scale in scales):
+                raise UserError(
+                    f"{leaves} of {whole} have {what} of their own, but engines compute them as "
+                    "one and keep one; quantize them again with this version, which shares them, "
+                    "or add --separate for transformers alone"
+                )
+
+
+def _stored(scale: Scale | None) -> Tensor | None:
+    return None if scale is None else scale.stored
 
 
 def _equal(one: Tensor | None, two: Tensor | None) -> bool:
