@@ -23,6 +23,7 @@ LAYERS = (
     ("method",),
     ("methods",),
     ("hf",),
+    ("hf_diffusers",),
     ("report",),
     ("job", "demo"),
     ("cli", "__init__"),

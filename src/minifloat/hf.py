@@ -12,7 +12,11 @@ from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.stored import stored_layers
 from minifloat.layers import packed_like
+from minifloat.models.split import split_layer
 from minifloat.plan import Plan
+
+# What `quantization_config` holds beside the method's name.
+CONFIG_KEYS = ("format_version", "rules", "layers", "splits")
 
 
 def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
@@ -22,20 +26,23 @@ def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
         UserError: the model has no such layers or others, or the checkpoint is of a later version.
     """
     layers = stored_layers(config)
+    for name, sizes in config.get("splits", {}).items():
+        model.set_submodule(name, split_layer(_layer(model, name), sizes))
     plan = Plan.from_json({"rules": config["rules"]})
     for name, stored in layers.items():
-        try:
-            old = model.get_submodule(name)
-        except AttributeError:
-            raise UserError(
-                f"the checkpoint has a layer {name!r}, but the model has none"
-            ) from None
-        spec = plan.spec_of(name)
+        old, spec = _layer(model, name), plan.spec_of(name)
         if spec is None:
             raise UserError(f"{name} is packed in the checkpoint, but not by its own plan")
         layer = packed_like(old, spec, stored.rank)
         stored.check(name, layer)
         model.set_submodule(name, layer)
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise UserError(f"the checkpoint has a layer {name!r}, but the model has none") from None
 
 
 def register(auto: ModuleType) -> None:
@@ -51,8 +58,7 @@ def register(auto: ModuleType) -> None:
 
         def __init__(self, **fields: Any) -> None:
             self.quant_method = QUANT_METHOD
-            known = ("format_version", "rules", "layers")
-            self.fields = {key: fields[key] for key in known if key in fields}
+            self.fields = {key: fields[key] for key in CONFIG_KEYS if key in fields}
 
         @classmethod
         def from_dict(cls, data: dict[str, Any], **_: Any) -> "MinifloatConfig":

@@ -11,6 +11,7 @@ from torch import nn
 from minifloat import formats
 from minifloat.calibrate.trajectories import record
 from minifloat.errors import UserError
+from minifloat.export.native import save, whole_or_nothing
 from minifloat.layers import QConv2d, packed_like
 from minifloat.method import quantize
 from minifloat.methods import build
@@ -200,6 +201,49 @@ def test_a_text_conditioned_unet_is_split_walked_and_quantized() -> None:
     assert 0 < error < 0.05
     kept = [row["name"] for row in report["ledger"] if row["status"] == "kept"]
     assert not any("attn2" in name and name.endswith("weight") for name in kept)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_saved_folder_loads_through_diffusers_and_gives_the_same_output(
+    tmp_path: Any, dtype: torch.dtype | None
+) -> None:
+    model = conditional()
+    adapter = UNetAdapter.of(model)
+    adapter.split(model)
+    method = build("fp-diffusion", {"rounding": "nearest", "group_size": "16"})
+    report = quantize(model, method, prompts(), adapter=adapter)
+    with whole_or_nothing(tmp_path / "unet") as folder:
+        size = save(model, Plan.from_json(report["plan"]), folder)
+        (folder / "report.json").write_text("{}")
+    assert size == pytest.approx(report["size"]["theory"], rel=0.02)
+    loaded = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=dtype)
+    for (name, one), two in zip(
+        model.state_dict().items(), loaded.state_dict().values(), strict=True
+    ):
+        if dtype is None or "scale" in name or one.dtype == torch.uint8:
+            assert torch.equal(one, two), name
+    if dtype is None:
+        with torch.no_grad():
+            assert torch.equal(model(**prompts()[0]).sample, loaded(**prompts()[0]).sample)
+
+
+def test_a_pipeline_loads_a_quantized_component(tmp_path: Any) -> None:
+    model = tiny()
+    pipeline = diffusers.DDIMPipeline(model, diffusers.DDIMScheduler())
+    pipeline.save_pretrained(tmp_path)
+    report = quantize(
+        model, build("fp-diffusion", {"rounding": "nearest"}), batches(), adapter=UNetAdapter()
+    )
+    for path in (tmp_path / "unet").iterdir():
+        path.unlink()
+    save(model, Plan.from_json(report["plan"]), tmp_path / "unet")
+    loaded = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+    images = []
+    for each in (pipeline, loaded):
+        each.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        images.append(each(generator=generator, num_inference_steps=3, output_type="np").images)
+    assert (images[0] == images[1]).all()
 
 
 def test_a_model_without_known_blocks_is_told_what_to_do() -> None:

@@ -17,7 +17,7 @@ class Hessian:
     """Running H = X^T X / N over input rows X [N, in]: the second moment that GPTQ works with."""
 
     def __init__(self, features: int, device: torch.device) -> None:
-        self.total = torch.zeros(features, features, device=device)
+        self.total = torch.zeros(features, features, dtype=torch.float32, device=device)
         self.rows = 0
 
     def add(self, rows: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""minifloat's own checkpoint: a transformers folder whose safetensors hold packed layers.
+"""Our own checkpoint: a folder of transformers or diffusers whose safetensors hold packed layers.
 
 config.json gains `quantization_config` with the plan and the packed layers' names and shapes. The
 folder is written under a temporary name beside its place and renamed when it is whole, so a kill or
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minifloat.errors import UserError
 from minifloat.export.stored import FORMAT_VERSION, Stored
 from minifloat.layers import QLayer
+from minifloat.models.split import SplitLayer
 from minifloat.plan import Plan
 
 QUANT_METHOD = "minifloat"
@@ -27,7 +28,9 @@ _SHARD = "4GB"
 def quantization_config(model: nn.Module, plan: Plan) -> dict[str, Any]:
     """What a loader needs: the plan, and what is stored of every packed layer."""
     packed = [(name, m) for name, m in model.named_modules() if isinstance(m, QLayer)]
-    return configuration(plan, {name: Stored.of(layer) for name, layer in packed})
+    config = configuration(plan, {name: Stored.of(layer) for name, layer in packed})
+    splits = {n: m.sizes for n, m in model.named_modules() if isinstance(m, SplitLayer)}
+    return config | ({"splits": splits} if splits else {})
 
 
 def configuration(plan: Plan, layers: dict[str, Stored]) -> dict[str, Any]:
@@ -72,16 +75,24 @@ def _replaceable(folder: Path) -> bool:
 
 
 def save(model: nn.Module, plan: Plan, folder: Path) -> int:
-    """Write config and tensors of a quantized transformers model; returns the tensors' bytes."""
+    """Write config and tensors of a quantized model of transformers or diffusers.
+
+    Returns the tensors' bytes.
+    """
     from huggingface_hub import save_torch_state_dict
 
-    config = model.config.to_dict()  # type: ignore[operator,union-attr]  # a transformers model
+    pattern = "model{suffix}.safetensors"
+    if isinstance(model.config, dict):  # of diffusers
+        config = json.loads(model.to_json_string())  # type: ignore[operator]
+        pattern = f"diffusion_pytorch_{pattern}"
+    else:
+        config = model.config.to_dict()  # type: ignore[operator,union-attr]
+        config["architectures"] = [type(model).__name__]
     config["quantization_config"] = quantization_config(model, plan)
-    config["architectures"] = [type(model).__name__]
     state = _untied(model)
     try:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_torch_state_dict(state, str(folder), max_shard_size=_SHARD)
+        save_torch_state_dict(state, str(folder), filename_pattern=pattern, max_shard_size=_SHARD)
     except OSError:
         raise
     except Exception as error:  # safetensors reports a full disk as its own error type
