@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minifloat.calibrate.stats import quantizable
 from minifloat.calibrate.walk import Pass, Window, walk
@@ -37,7 +37,7 @@ class Method:
 def quantize(
     model: nn.Module,
     method: Method,
-    batches: Sequence[Tensor],
+    batches: Sequence[Any],
     *,
     adapter: Adapter | None = None,
     plan: Plan | None = None,

@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 from minifloat.calibrate.runs import waiting_at
+from minifloat.errors import UserError
+from minifloat.layers import QLinear
+from minifloat.method import quantize
+from minifloat.methods import build
 
 
 class Skipping(nn.Module):
@@ -65,3 +69,44 @@ def test_an_error_between_blocks_is_raised_where_the_run_is_resumed() -> None:
         waiting_at({"1": block}, [lambda: model(torch.ones(1, 4))]) as runs,
     ):
         runs[0].resume(torch.ones(3, 4))
+
+
+class LayersAreBlocks:
+    """An adapter that names bare layers."""
+
+    def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
+        assert isinstance(model, Skipping)
+        return {f"layers.{i}": layer for i, layer in enumerate(model.layers)}
+
+    def run(self, model: nn.Module, batch: torch.Tensor) -> None:
+        model(batch)
+
+
+def test_a_block_may_be_a_layer_and_its_successors_see_it_quantized() -> None:
+    model = Skipping()
+    method = build("zeroquant-fp", {"weight": "int3", "rank": "0", "activation": "none"})
+    batches = [torch.randn(16, 4) for _ in range(2)]
+    report = quantize(model, method, batches, adapter=LayersAreBlocks())
+    assert all(isinstance(layer, QLinear) for layer in model.layers)
+    assert all(value < 60 for _, value in report["block_sqnr"])
+    kept = {row["name"] for row in report["ledger"] if row["status"] == "kept"}
+    assert kept == {"last.weight", "last.bias", *(f"layers.{i}.bias" for i in range(3))}
+
+
+def test_blocks_that_are_never_reached_or_reached_twice_are_named() -> None:
+    class Twice(Skipping):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layers[0](self.layers[0](x))
+            return out
+
+    method = build("zeroquant-fp", {"rank": "0"})
+    with pytest.raises(UserError, match=r"layers\.0 is called twice"):
+        quantize(Twice(), method, [torch.ones(2, 4)], adapter=LayersAreBlocks())
+
+    class Once(Skipping):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layers[0](x)
+            return out
+
+    with pytest.raises(UserError, match=r"never reached layers\.1 \(2 such"):
+        quantize(Once(), method, [torch.ones(2, 4)], adapter=LayersAreBlocks())

@@ -46,8 +46,13 @@ def input_rows(layer: Layer, x: Tensor, spec: QuantSpec | None = None) -> Tensor
     patches = nn.functional.unfold(
         padded(layer, x.float()), layer.kernel_size, layer.dilation, 0, layer.stride
     )
-    every = -(-patches.shape[0] * patches.shape[2] // _PIXELS)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])[::every]
+    rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    return rows[:: stride_for(len(rows), _PIXELS)]
+
+
+def stride_for(count: int, wanted: int) -> int:
+    """A step through `count` pixels that leaves about `wanted`; odd, so that it meets all columns."""
+    return -(-count // max(1, wanted)) | 1
 
 
 def padded(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ def _counter(
     Static activations have no scale yet and count as they are.
     """
     spec = work.spec.input if work.spec.input is not None and work.spec.input.dynamic else None
-    shape = getattr(work.module, "kernel_size", None), getattr(work.module, "stride", None)
+    geometry = ("kernel_size", "stride", "padding", "dilation")
+    shape = tuple(getattr(work.module, name, None) for name in geometry)
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
@@ -124,7 +125,7 @@ Pass = Callable[[Window], None]
 def walk(
     model: nn.Module,
     adapter: Adapter,
-    batches: Sequence[Tensor],
+    batches: Sequence[Any],
     specs: dict[str, LayerSpec | None],
     passes: Sequence[Pass],
     *,
@@ -135,7 +136,7 @@ def walk(
     Args:
         model: the model; its planned layers become packed ones.
         adapter: names the blocks and runs the model.
-        batches: calibration batches, such as token ids [batch, length].
+        batches: calibration batches that the adapter can run, such as token ids [batch, length].
         specs: what the plan says of every layer inside the blocks.
         passes: what is done to each window, in order.
         budget: bytes of activations to keep in memory before spilling to disk.
@@ -152,6 +153,7 @@ def walk(
             for apply in passes:
                 apply(window)
             _replace(model, window)
+            window.block = model.get_submodule(name)  # a new one if the block is a layer itself
             window.block_sqnr = _advance(window, full, quantized, shelf)
             yield window
             window.targets.clear()

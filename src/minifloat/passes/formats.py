@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minifloat.calibrate.stats import stride_for
 from minifloat.calibrate.walk import Pass, Window, Work
 from minifloat.errors import unknown
 from minifloat.formats import Format
@@ -65,7 +66,6 @@ def search_inputs(
 
     The weights are the quantized ones by then, as the layers after a layer will see its output.
     """
-
     _check_objective(objective)
 
     def apply(window: Window) -> None:
@@ -127,7 +127,7 @@ class Sample:
 
     def add(self, x: Tensor) -> None:
         """Take rows of x [rows, features]."""
-        every = -(-x.numel() // self._values)
+        every = stride_for(x.shape[0], self._values // x.shape[1])
         peak = x.abs().amax(1).argmax()
         self._parts += [x[::every].float(), x[peak : peak + 1].float()]
 

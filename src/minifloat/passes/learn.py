@@ -118,14 +118,13 @@ def learn_rounding(
         if not window.layers:
             return
         batches, held_out = _hold_out(len(window.calls))
-        before = _error(window, held_out)
         floor = [_error(window, [index]) for index in range(len(window.calls))]
         rounders = {n: Rounder(w, scale_aware=scale_aware) for n, w in window.layers.items()}
         _descend(window, rounders, batches, floor, steps, lr, annealing, seed)
         nearest = {name: work.q for name, work in window.layers.items()}
         for name, work in window.layers.items():
             work.q = rounders[name].quantized()
-        if _error(window, held_out) > before:
+        if _error(window, held_out) > sum(floor[index] for index in held_out):
             for name, work in window.layers.items():
                 work.q = nearest[name]
 
