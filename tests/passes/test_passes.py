@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minifloat import formats
-from minifloat.calibrate.stats import output_sqnr, sqnr
+from minifloat.calibrate.stats import Hessian, output_sqnr, sqnr
 from minifloat.calibrate.walk import Work
 from minifloat.errors import UserError
 from minifloat.passes.assign import assign_scales
@@ -110,6 +110,17 @@ def test_randomised_svd_is_close_to_the_exact_one(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(up, low_rank(error, 8)[0])  # its draws are seeded
     tail = torch.linalg.svdvals(error)[8:].square().sum()
     assert float((error - up @ down).square().sum()) < 1.02 * float(tail)
+
+
+@pytest.mark.parametrize("features", [1, 400, 401, 903])
+def test_a_hessian_by_halves_is_the_product(features: int) -> None:
+    x = torch.randn(64, features, generator=torch.Generator().manual_seed(0))
+    hessian = Hessian(features, x.device)
+    for part in x.split(24):
+        hessian.add(part)
+    assert hessian.rows == 64
+    torch.testing.assert_close(hessian.value, x.T @ x / 64)
+    assert torch.equal(hessian.value, hessian.value.T)
 
 
 def test_output_sqnr_from_the_hessian_is_that_of_the_outputs() -> None:
