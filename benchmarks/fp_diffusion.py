@@ -32,7 +32,10 @@ INT = {"family": "int"}
 FP8 = {"weight_bits": "8", "rounding": "nearest"}
 FP4 = {"weight_bits": "4", "rounding": "nearest"}
 GROUP = {"group_size": "128"}
+ALONE = {"activation_bits": "16"}
 ARMS: dict[str, dict[str, str]] = {
+    "FP8 weights alone": FP8 | ALONE,
+    "FP8 weights alone, tensor objective": FP8 | ALONE | {"objective": "tensor"},
     "FP8/FP8": FP8,
     "INT8/INT8": FP8 | INT,
     "FP8/FP8 signed only": FP8 | {"unsigned": "false"},
