@@ -1,4 +1,4 @@
-"""What every benchmark does at its end: print the table and the versions, keep the rows as JSON."""
+"""What benchmarks share: rows of a study that can stop and go on; its end, with table and versions."""
 
 import json
 import platform
@@ -20,3 +20,15 @@ def finish(
     print(f"{torch.get_num_threads()} threads")
     if path is not None:
         path.write_text(json.dumps({"rows": rows, "versions": versions}, indent=2) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that a study has so far, one JSON object a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Write a finished row down at once, and show it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(row, flush=True)

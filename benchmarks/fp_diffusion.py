@@ -11,7 +11,6 @@ Seeds choose the calibration trajectories; the noise that images are judged on i
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common import add_row, read_rows
 from minifloat.calibrate.stats import sqnr
 from minifloat.layers import weights_held
 from minifloat.method import quantize
@@ -148,8 +148,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=8, help="calibration runs of two steps")
     parser.add_argument("--batch", type=int, default=2, help="images a calibration run")
     args = parser.parse_args()
-    text = args.rows.read_text() if args.rows.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_rows(args.rows)
     if args.table:
         print(table(rows))
         return
@@ -160,10 +159,7 @@ def main() -> None:
         for arm in args.arms:
             if (arm, seed) in known:
                 continue
-            row = run(model, expected, arm, args, seed)
-            with args.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(row, flush=True)
+            add_row(args.rows, run(model, expected, arm, args, seed))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ stays the same, activations gain outlier channels.
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.common import add_row, read_rows
 from minifloat.evaluate.compare import compare
 from minifloat.layers import weights_held
 from minifloat.method import quantize
@@ -175,11 +175,7 @@ def main() -> None:
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
     parser.add_argument("--constraints", nargs="*", default=list(CONSTRAINTS))
     args = parser.parse_args()
-    rows = (
-        [json.loads(line) for line in args.rows.read_text().splitlines()]
-        if args.rows.exists()
-        else []
-    )
+    rows = read_rows(args.rows)
     if args.table:
         print(table(rows))
         return
@@ -199,10 +195,7 @@ def main() -> None:
     for row in settings(args.seeds, columns, args.constraints):
         if tuple(row[key] for key in keys) in known:
             continue
-        done = run(reference, tokens, held_out, row, args)
-        with args.rows.open("a") as file:
-            file.write(json.dumps(done) + "\n")
-        print(done, flush=True)
+        add_row(args.rows, run(reference, tokens, held_out, row, args))
 
 
 if __name__ == "__main__":
