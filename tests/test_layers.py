@@ -25,7 +25,7 @@ LAYERS = (
     ("hf",),
     ("hf_diffusers",),
     ("report",),
-    ("job", "demo"),
+    ("jobs", "demo"),
     ("cli", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from minifloat.errors import UserError
 
 if TYPE_CHECKING:
     from minifloat.calibrate.walk import Window
-    from minifloat.job import Job
+    from minifloat.jobs.job import Job
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -41,19 +42,26 @@ def quantize(
     setting: Setting = None,
     seed: Annotated[int, typer.Option(help="Seed of the calibration windows.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration windows, or calls of a denoiser.")
+    ] = None,
     length: Annotated[
         int, typer.Option(help="Tokens in a window, at most the model's context.")
     ] = 512,
-    evaluate: Annotated[int, typer.Option(help="Held-out tokens to judge on; 0 for none.")] = 4096,
+    evaluate: Annotated[
+        int | None, typer.Option(help="Held-out tokens, or images, to judge on; 0 for none.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Sampler steps of a diffusion pipeline.")] = 20,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of a diffusion pipeline.")
+    ] = None,
 ) -> None:
     """Quantize a model, judge the result and write a packed checkpoint with its report."""
-    from minifloat.job import Job
+    from minifloat.jobs.job import Job
 
     settings = _settings(setting or [])
-    _quantize(
-        Job(model, out, method, settings, data, plan, seed, device, samples, length, evaluate)
-    )
+    job = Job(model, out, method, settings, data, plan, seed, device, samples, length)
+    _quantize(replace(job, evaluate=evaluate, steps=steps, guidance=guidance))
 
 
 @app.command()
@@ -64,7 +72,7 @@ def demo(
 ) -> None:
     """Quantize SmolLM2-135M to FP4 weights and FP8 activations and show that it is still good."""
     from minifloat.demo import demo_model
-    from minifloat.job import Job
+    from minifloat.jobs.job import Job
 
     console.print("SmolLM2-135M-Instruct: reading it takes a minute (GGUF, tokenizer).")
     _quantize(Job(str(demo_model()), out, samples=16))
@@ -218,7 +226,7 @@ def _settings(pairs: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _quantize(job: "Job") -> None:
-    from minifloat.job import run
+    from minifloat.jobs.run import run
     from minifloat.report import human_bytes
 
     report = run(job, _progress)

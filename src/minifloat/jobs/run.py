@@ -1,0 +1,27 @@
+"""The driver of a job: by the kind of model, and all of a folder or none of it."""
+
+from typing import Any
+
+from minifloat.export.native import whole_or_nothing
+from minifloat.jobs.job import Job
+from minifloat.jobs.text import run_text
+from minifloat.method import Progress
+from minifloat.methods import build
+from minifloat.plan import Plan
+from minifloat.report import write_report
+
+
+def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
+    """Quantize, judge, save and report; returns the report.
+
+    Raises:
+        UserError: for any mistake in the job, and for a result that has collapsed.
+    """
+    method = build(job.method, dict(job.settings))
+    plan = method.plan if job.plan is None else Plan.read(job.plan)
+    with whole_or_nothing(job.out) as folder:
+        report = run_text(job, method, plan, folder, progress)
+        report |= {"model": job.model, "seed": job.seed}
+        report["settings"] |= dict(job.settings)
+        write_report(report, folder)
+    return report
