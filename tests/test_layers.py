@@ -24,7 +24,7 @@ LAYERS = (
     ("methods",),
     ("hf",),
     ("hf_diffusers",),
-    ("report",),
+    ("report", "pictures"),
     ("jobs", "demo"),
     ("cli", "__init__"),
 )

@@ -32,9 +32,19 @@ Setting = Annotated[
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="A folder, a hub name or a GGUF file.")],
-    method: Annotated[str, typer.Option(help="See 'minifloat show methods'.")] = "zeroquant-fp",
-    data: Annotated[Path | None, typer.Option(help="Calibration text (UTF-8).")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A folder, a hub name, a GGUF file or a diffusers pipeline.")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="See 'minifloat show methods'; else zeroquant-fp, for images fp-diffusion."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Calibration text, or prompts: one a line, or .safetensors."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed checkpoint.")] = Path("quantized"),
     plan: Annotated[
         Path | None, typer.Option(help="A plan in JSON instead of the method's.")

@@ -86,6 +86,7 @@ def quantize(
             "before": sum(count * size for _, count, size in before.values()),
             "theory": round(sum(row["parameters"] * row["bits"] / 8 for row in ledger)),
         },
+        "zeros": _zeros(ledger),
         "block_sqnr": block_sqnr,
         "seconds": {"quantize": time.perf_counter() - started},
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -128,6 +129,14 @@ def _ledger(
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}
         rows.append(row)
     return rows
+
+
+def _zeros(ledger: list[dict[str, Any]]) -> dict[str, float]:
+    """The share of quantized weights that were zero, and that are: sparsity that a format brings."""
+    done = [row for row in ledger if row["status"] == "quantized"]
+    weights = sum(row["parameters"] for row in done)
+    after = sum(count for row in done for value, count in row["histogram"] if value == 0)
+    return {"before": sum(row["zeros_before"] for row in done) / weights, "after": after / weights}
 
 
 def _theory_bits(layer: QLayer) -> float:

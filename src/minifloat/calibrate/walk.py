@@ -238,6 +238,7 @@ def _replace(model: nn.Module, window: Window) -> None:
             "samples": work.hessian and work.hessian.rows,
             "scale_min": float(scales.min()),
             "scale_max": float(scales.max()),
+            "zeros_before": int((w == 0).sum()),
             "histogram": _histogram(work.q),
         }
         bias = None if work.module.bias is None else work.module.bias.detach()

@@ -9,9 +9,9 @@ class Job:
     """One run of the command.
 
     Attributes:
-        model: folder, hub name or GGUF file.
+        model: folder, hub name or GGUF file of a language model; folder or hub name of a pipeline.
         out: folder for the checkpoint and the report.
-        method: name of a published system.
+        method: name of a published system; None for the family's usual one.
         settings: its hyper-parameters as text.
         data: calibration text or prompts, or None for what is packaged.
         plan: a plan in place of the method's.
@@ -25,7 +25,7 @@ class Job:
 
     model: str
     out: Path
-    method: str = "zeroquant-fp"
+    method: str | None = None
     settings: tuple[tuple[str, str], ...] = ()
     data: Path | None = None
     plan: Path | None = None

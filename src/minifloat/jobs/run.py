@@ -3,12 +3,16 @@
 from typing import Any
 
 from minifloat.export.native import whole_or_nothing
+from minifloat.jobs.images import run_images
 from minifloat.jobs.job import Job
 from minifloat.jobs.text import run_text
 from minifloat.method import Progress
 from minifloat.methods import build
+from minifloat.models.pipeline import is_pipeline
 from minifloat.plan import Plan
 from minifloat.report import write_report
+
+_USUAL = {False: "zeroquant-fp", True: "fp-diffusion"}  # methods of text and of pictures
 
 
 def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
@@ -17,10 +21,12 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         UserError: for any mistake in the job, and for a result that has collapsed.
     """
-    method = build(job.method, dict(job.settings))
+    pictures = is_pipeline(job.model)
+    method = build(job.method or _USUAL[pictures], dict(job.settings))
     plan = method.plan if job.plan is None else Plan.read(job.plan)
     with whole_or_nothing(job.out) as folder:
-        report = run_text(job, method, plan, folder, progress)
+        work = run_images if pictures else run_text
+        report = work(job, method, plan, folder, progress)
         report |= {"model": job.model, "seed": job.seed}
         report["settings"] |= dict(job.settings)
         write_report(report, folder)
