@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "src" / "minifloat"
 LAYERS = (
     ("errors", "autoload", "charts", "memory"),
     ("formats", "fetch"),
-    ("grids",),
+    ("grids", "demo"),
     ("rounding",),
     ("spec", "tiles"),
     ("scales", "packing", "plan"),
@@ -25,7 +25,7 @@ LAYERS = (
     ("hf",),
     ("hf_diffusers",),
     ("report", "pictures"),
-    ("jobs", "demo"),
+    ("jobs",),
     ("cli", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

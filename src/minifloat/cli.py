@@ -33,7 +33,10 @@ Setting = Annotated[
 @app.command()
 def quantize(
     model: Annotated[
-        str, typer.Argument(help="A folder, a hub name, a GGUF file or a diffusers pipeline.")
+        str,
+        typer.Argument(
+            help="A folder or hub name (a model or a diffusers pipeline), a GGUF file, zoo:NAME."
+        ),
     ],
     method: Annotated[
         str | None,
@@ -104,8 +107,9 @@ def evaluate(
     from minifloat.evaluate.compare import compare
     from minifloat.layers import weights_held
     from minifloat.models.load import context, load_model, read_tokens
+    from minifloat.models.zoo import resolve
 
-    reference, _ = load_model(against)
+    reference, _ = load_model(resolve(against))
     model, tokenizer = load_model(folder)
     held_out = read_tokens(tokenizer, data, default="heldout")[:tokens]
     with weights_held(model):

@@ -1,5 +1,6 @@
 """The driver of a job: by the kind of model, and all of a folder or none of it."""
 
+from dataclasses import replace
 from typing import Any
 
 from minifloat.export.native import whole_or_nothing
@@ -9,6 +10,7 @@ from minifloat.jobs.text import run_text
 from minifloat.method import Progress
 from minifloat.methods import build
 from minifloat.models.pipeline import is_pipeline
+from minifloat.models.zoo import resolve
 from minifloat.plan import Plan
 from minifloat.report import write_report
 
@@ -21,13 +23,14 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         UserError: for any mistake in the job, and for a result that has collapsed.
     """
+    name, job = job.model, replace(job, model=resolve(job.model))
     pictures = is_pipeline(job.model)
     method = build(job.method or _USUAL[pictures], dict(job.settings))
     plan = method.plan if job.plan is None else Plan.read(job.plan)
     with whole_or_nothing(job.out) as folder:
         work = run_images if pictures else run_text
         report = work(job, method, plan, folder, progress)
-        report |= {"model": job.model, "seed": job.seed}
+        report |= {"model": name, "seed": job.seed}
         report["settings"] |= dict(job.settings)
         write_report(report, folder)
     return report
