@@ -17,7 +17,7 @@ from minifloat.errors import UserError
 from minifloat.kernels.table import pick
 from minifloat.layers import QLayer
 from minifloat.models.adapter import Adapter
-from minifloat.models.llama import LlamaAdapter
+from minifloat.models.families import adapt
 from minifloat.plan import Plan
 from minifloat.spec import LayerSpec
 
@@ -50,7 +50,8 @@ def quantize(
         model: the full-precision model.
         method: what to do.
         batches: calibration batches.
-        adapter: how to walk the model; chosen by its shape if None.
+        adapter: how to walk the model; chosen by its shape if None, and then layers that see a
+            concatenation are split.
         plan: takes the place of the method's own plan.
         progress: wraps the windows as they finish (their number is the second argument).
         budget: bytes of activations to keep in memory.
@@ -60,7 +61,7 @@ def quantize(
     """
     if not batches:
         raise UserError("calibration needs at least one batch")
-    adapter = LlamaAdapter() if adapter is None else adapter
+    adapter = adapt(model) if adapter is None else adapter
     plan = method.plan if plan is None else plan
     blocks = adapter.blocks(model)
     names = [name for prefix, block in blocks.items() for name in quantizable(block, prefix)]

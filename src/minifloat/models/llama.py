@@ -29,6 +29,11 @@ class LlamaAdapter:
         _decoder(model)(input_ids=batch, use_cache=False)
 
 
+def accepts(model: nn.Module) -> bool:
+    """Whether a model has the shape of a language model of transformers."""
+    return callable(getattr(model, "get_decoder", None))
+
+
 def _decoder(model: nn.Module) -> nn.Module:
     getter = getattr(model, "get_decoder", None)
     decoder = getter() if callable(getter) else None

@@ -4,7 +4,7 @@ The skips of a U-Net and the path that they join differ in range by orders of ma
 for both wastes the codes of the smaller (Q-Diffusion, arXiv 2302.04304, section 3.3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,12 @@ def split_layer(layer: nn.Module, sizes: Sequence[int]) -> SplitLayer:
     weights = torch.split(layer.weight.detach(), list(sizes), 1)
     parts = [_part(layer, w, layer.bias if i == 0 else None) for i, w in enumerate(weights)]
     return SplitLayer(parts, sizes, -1 if isinstance(layer, nn.Linear) else 1)
+
+
+def split_layers(model: nn.Module, splits: Mapping[str, Sequence[int]]) -> None:
+    """Split layers by name, in place."""
+    for name, sizes in splits.items():
+        model.set_submodule(name, split_layer(model.get_submodule(name), sizes))
 
 
 def _part(layer: nn.Linear | nn.Conv2d, w: Tensor, bias: Tensor | None) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from minifloat.errors import UserError
-from minifloat.models.split import split_layer
+from minifloat.models.split import split_layers
 
 # diffusers' units of work; the outermost that matches is the block.
 _BLOCKS = (
@@ -22,6 +22,8 @@ _BLOCKS = (
     "Downsample2D",
     "Upsample2D",
 )
+# Layers around a stack of transformer blocks, which are blocks of their own.
+_AROUND = ("proj_in", "proj_out")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class UNetAdapter:
         found: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
             inside = any(name.startswith(f"{outer}.") for outer in found)
-            if type(module).__name__ in self.names and not inside:
+            known = type(module).__name__ in self.names or name.rpartition(".")[2] in _AROUND
+            if known and not inside:
                 found[name] = module
         if not found:
             raise UserError(
@@ -62,8 +65,12 @@ class UNetAdapter:
 
     def split(self, model: nn.Module) -> None:
         """Cut the layers of `splits` in place; the model's function stays the same."""
-        for name, sizes in self.splits.items():
-            model.set_submodule(name, split_layer(model.get_submodule(name), sizes))
+        split_layers(model, self.splits)
+
+
+def accepts(model: nn.Module) -> bool:
+    """Whether a model has the shape of a U-Net of diffusers."""
+    return hasattr(model, "mid_block") and hasattr(model, "up_blocks")
 
 
 def skip_splits(model: nn.Module) -> dict[str, list[int]]:
