@@ -16,7 +16,6 @@ from minifloat.layers import weights_held
 from minifloat.method import Method, Progress, quantize
 from minifloat.models.pipeline import denoiser, open_pipeline, requests, sample, save_others
 from minifloat.models.prompts import Prompts, read_prompts
-from minifloat.models.unet import UNetAdapter
 from minifloat.pictures import write_strips
 from minifloat.plan import Plan
 
@@ -42,9 +41,7 @@ def run_images(
     started = time.perf_counter()
     batches = record(network, lambda: images(asked, 1000 * job.seed), limit=calls, seed=job.seed)
     seconds = time.perf_counter() - started
-    adapter = UNetAdapter.of(network)
-    adapter.split(network)
-    report = quantize(network, method, batches, adapter=adapter, plan=plan, progress=progress)
+    report = quantize(network, method, batches, plan=plan, progress=progress)
     report["settings"] = {
         "denoiser": name,
         "sampler": type(pipe.scheduler).__name__,
