@@ -68,13 +68,16 @@ def quantize(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale of a diffusion pipeline.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run into --out that was stopped.")
+    ] = False,
 ) -> None:
     """Quantize a model, judge the result and write a packed checkpoint with its report."""
     from minifloat.jobs.job import Job
 
     settings = _settings(setting or [])
     job = Job(model, out, method, settings, data, plan, seed, device, samples, length)
-    _quantize(replace(job, evaluate=evaluate, steps=steps, guidance=guidance))
+    _quantize(replace(job, evaluate=evaluate, steps=steps, guidance=guidance, resume=resume))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.stats import quantizable
 from minifloat.calibrate.walk import Pass, Window, walk
 from minifloat.errors import UserError
@@ -43,6 +44,7 @@ def quantize(
     plan: Plan | None = None,
     progress: Progress | None = None,
     budget: int = 4 << 30,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Quantize a model in place and return the report of the run.
 
@@ -55,6 +57,7 @@ def quantize(
         plan: takes the place of the method's own plan.
         progress: wraps the windows as they finish (their number is the second argument).
         budget: bytes of activations to keep in memory.
+        journal: where finished blocks are kept until the run ends (see `calibrate/journal.py`).
 
     Returns:
         The report: ledger of every parameter, sizes, plan and times (see `report.py`).
@@ -68,7 +71,9 @@ def quantize(
     specs = plan.resolve(names)
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
-    windows: Iterable[Window] = walk(model, adapter, batches, specs, method.passes, budget=budget)
+    windows: Iterable[Window] = walk(
+        model, adapter, batches, specs, method.passes, budget=budget, journal=journal
+    )
     outcome: dict[str, dict[str, Any]] = {}
     block_sqnr: list[tuple[str, float]] = []
     for window in progress(windows, len(blocks)) if progress else windows:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.runs import Call, Run, waiting_at
 from minifloat.calibrate.shelf import Shelf
 from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, quantizable, sqnr
@@ -130,6 +131,7 @@ def walk(
     passes: Sequence[Pass],
     *,
     budget: int = 4 << 30,
+    journal: Journal | None = None,
 ) -> Iterator[Window]:
     """Quantize block by block, in place; yields every finished window.
 
@@ -140,6 +142,7 @@ def walk(
         specs: what the plan says of every layer inside the blocks.
         passes: what is done to each window, in order.
         budget: bytes of activations to keep in memory before spilling to disk.
+        journal: keeps finished blocks on disk, and gives back those of a run that was stopped.
     """
     blocks = adapter.blocks(model)
     shelf = Shelf(budget)
@@ -150,9 +153,7 @@ def walk(
         while (name := _next_block(full, waiting)) is not None:
             waiting.remove(name)
             window = _window(name, blocks[name], specs, full, quantized, shelf)
-            for apply in passes:
-                apply(window)
-            _replace(model, window)
+            _finish(model, window, passes, journal)
             window.block = model.get_submodule(name)  # a new one if the block is a layer itself
             window.block_sqnr = _advance(window, full, quantized, shelf)
             yield window
@@ -162,6 +163,22 @@ def walk(
             f"calibration never reached {waiting[0]} ({len(waiting)} such blocks), "
             "so nothing is known of their inputs; use batches that reach them"
         )
+
+
+def _finish(
+    model: nn.Module, window: Window, passes: Sequence[Pass], journal: Journal | None
+) -> None:
+    """Leave packed layers in the model and their outcome in the window: worked out, or given back."""
+    outcome = None if journal is None else journal.restore(window.name, model)
+    if outcome is not None:
+        window.outcome.update(outcome)
+        window.layers.clear()
+        return
+    for apply in passes:
+        apply(window)
+    _replace(model, window)
+    if journal is not None:
+        journal.keep(window.name, model, window.outcome)
 
 
 def _next_block(runs: Sequence[Run], waiting: list[str]) -> str | None:

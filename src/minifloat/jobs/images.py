@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from minifloat.calibrate.trajectories import record
-from minifloat.errors import UserError
 from minifloat.evaluate.images import collapsed, compare_images
 from minifloat.export.native import save
 from minifloat.jobs.job import Job
+from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
 from minifloat.method import Method, Progress, quantize
 from minifloat.models.pipeline import denoiser, open_pipeline, requests, sample, save_others
@@ -41,7 +41,9 @@ def run_images(
     started = time.perf_counter()
     batches = record(network, lambda: images(asked, 1000 * job.seed), limit=calls, seed=job.seed)
     seconds = time.perf_counter() - started
-    report = quantize(network, method, batches, plan=plan, progress=progress)
+    settings = {"calls": calls, "steps": job.steps, "guidance": job.guidance}
+    journal = open_journal(job, plan, network, prompts=asked.captions, **settings)
+    report = quantize(network, method, batches, plan=plan, progress=progress, journal=journal)
     report["settings"] = {
         "denoiser": name,
         "sampler": type(pipe.scheduler).__name__,
@@ -61,7 +63,7 @@ def run_images(
             found = images(judged, JUDGED)
         report["seconds"]["evaluate"] = time.perf_counter() - started
         if collapsed(expected, found):
-            raise UserError(
+            raise Collapsed(
                 "the quantized pipeline has collapsed: its images are no nearer to the "
                 "full-precision ones than those are to each other; nothing was saved. Use more "
                 "bits, smaller groups or a plan that keeps the worst layers"

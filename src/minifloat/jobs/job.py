@@ -21,6 +21,7 @@ class Job:
             family's default.
         steps: sampler steps of a diffusion pipeline.
         guidance: its classifier-free guidance scale; None leaves the pipeline's own.
+        resume: go on with a run into `out` that was stopped.
     """
 
     model: str
@@ -36,3 +37,4 @@ class Job:
     evaluate: int | None = None
     steps: int = 20
     guidance: float | None = None
+    resume: bool = False

@@ -1,5 +1,6 @@
 """The driver of a job: by the kind of model, and all of a folder or none of it."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ from minifloat.export.native import whole_or_nothing
 from minifloat.jobs.images import run_images
 from minifloat.jobs.job import Job
 from minifloat.jobs.text import run_text
+from minifloat.jobs.unfinished import Collapsed, unfinished
 from minifloat.method import Progress
 from minifloat.methods import build
 from minifloat.models.pipeline import is_pipeline
@@ -29,8 +31,13 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     plan = method.plan if job.plan is None else Plan.read(job.plan)
     with whole_or_nothing(job.out) as folder:
         work = run_images if pictures else run_text
-        report = work(job, method, plan, folder, progress)
+        try:
+            report = work(job, method, plan, folder, progress)
+        except Collapsed:
+            shutil.rmtree(unfinished(job.out), ignore_errors=True)
+            raise
         report |= {"model": name, "seed": job.seed}
         report["settings"] |= dict(job.settings)
         write_report(report, folder)
+    shutil.rmtree(unfinished(job.out), ignore_errors=True)
     return report

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from minifloat.errors import UserError
 from minifloat.evaluate.compare import compare
 from minifloat.export.native import save
 from minifloat.jobs.job import Job
+from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
 from minifloat.method import Method, Progress, quantize
 from minifloat.models.load import context, load_model, read_tokens, sample_windows
@@ -36,7 +36,8 @@ def run_text(
     held_out = read_tokens(tokenizer, None, default="heldout")[:evaluated]
     reference = copy.deepcopy(model) if evaluated else None
     batches = list(torch.split(windows, max(1, 4096 // length)))
-    report = quantize(model, method, batches, plan=plan, progress=progress)
+    journal = open_journal(job, plan, model, samples=samples, length=length)
+    report = quantize(model, method, batches, plan=plan, progress=progress, journal=journal)
     report["settings"] = {
         "samples": samples,
         "length": length,
@@ -61,7 +62,7 @@ def _refuse_collapse(report: dict[str, Any]) -> None:
     row = next(row for row in report["metrics"] if row["name"] == "perplexity")
     before, after = row["full_precision"], row["quantized"]
     if not after < COLLAPSE * before:
-        raise UserError(
+        raise Collapsed(
             f"the quantized model has collapsed: perplexity {after:.4g} against {before:.4g}; "
             "nothing was saved. Use more bits, smaller groups or a plan that keeps the worst layers"
         )
