@@ -25,6 +25,7 @@ LAYERS = (
     ("hf",),
     ("hf_diffusers",),
     ("report", "pictures"),
+    ("card",),
     ("jobs",),
     ("cli", "__init__"),
 )

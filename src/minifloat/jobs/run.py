@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
+from minifloat.card import write_card
 from minifloat.export.native import whole_or_nothing
 from minifloat.jobs.images import run_images
 from minifloat.jobs.job import Job
@@ -39,5 +40,6 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         report |= {"model": name, "seed": job.seed}
         report["settings"] |= dict(job.settings)
         write_report(report, folder)
+        write_card(report, folder, pipeline=pictures)
     shutil.rmtree(unfinished(job.out), ignore_errors=True)
     return report
