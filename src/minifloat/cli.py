@@ -6,6 +6,7 @@ that `--help` answers at once.
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -71,13 +72,18 @@ def quantize(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run into --out that was stopped.")
     ] = False,
+    memory: Annotated[
+        str,
+        typer.Option(help="Most that the run may take, such as 8GB; larger models go by blocks."),
+    ] = "",
 ) -> None:
     """Quantize a model, judge the result and write a packed checkpoint with its report."""
     from minifloat.jobs.job import Job
 
     settings = _settings(setting or [])
     job = Job(model, out, method, settings, data, plan, seed, device, samples, length)
-    _quantize(replace(job, evaluate=evaluate, steps=steps, guidance=guidance, resume=resume))
+    job = replace(job, evaluate=evaluate, steps=steps, guidance=guidance, resume=resume)
+    _quantize(replace(job, memory=_bytes(memory) if memory else None))
 
 
 @app.command()
@@ -242,11 +248,24 @@ def _settings(pairs: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(settings)
 
 
+def _bytes(text: str) -> int:
+    """A size such as 8GB, 7.5 GiB or 500M."""
+    found = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    try:
+        if found is None:
+            raise ValueError
+        number, unit, binary = float(found[1]), "KMGT".find(found[2].upper()) + 1, found[3]
+    except ValueError:
+        raise UserError(f"--memory takes a size such as 8GB, not {text!r}") from None
+    base = 1024.0 if binary else 1000.0
+    return round(number * base ** (unit if found[2] else 0))
+
+
 def _quantize(job: "Job") -> None:
     from minifloat.jobs.run import run
     from minifloat.report import human_bytes
 
-    report = run(job, _progress)
+    report = run(job, _progress, console.print)
     _print_metrics(report)
     size, seconds = report["size"], report["seconds"]
     console.print(

@@ -13,10 +13,11 @@ from torch import nn
 
 from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.stats import quantizable
-from minifloat.calibrate.walk import Pass, Window, walk
+from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
 from minifloat.kernels.table import pick
 from minifloat.layers import QLayer
+from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.families import adapt
 from minifloat.plan import Plan
@@ -45,6 +46,7 @@ def quantize(
     progress: Progress | None = None,
     budget: int = 4 << 30,
     journal: Journal | None = None,
+    weights: Weights | None = None,
 ) -> dict[str, Any]:
     """Quantize a model in place and return the report of the run.
 
@@ -58,6 +60,8 @@ def quantize(
         progress: wraps the windows as they finish (their number is the second argument).
         budget: bytes of activations to keep in memory.
         journal: where finished blocks are kept until the run ends (see `calibrate/journal.py`).
+        weights: of a model that holds none itself (see `models/lazy.py`); its blocks are then left
+            empty in the end, and lie in the journal.
 
     Returns:
         The report: ledger of every parameter, sizes, plan and times (see `report.py`).
@@ -72,13 +76,22 @@ def quantize(
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
     windows: Iterable[Window] = walk(
-        model, adapter, batches, specs, method.passes, budget=budget, journal=journal
+        model,
+        adapter,
+        batches,
+        specs,
+        method.passes,
+        budget=budget,
+        journal=journal,
+        weights=weights,
     )
     outcome: dict[str, dict[str, Any]] = {}
     block_sqnr: list[tuple[str, float]] = []
+    memory: list[tuple[str, float]] = []
     for window in progress(windows, len(blocks)) if progress else windows:
         outcome.update(window.outcome)
         block_sqnr.append((window.name, window.block_sqnr))
+        memory.append((window.name, resident() / 2**20))
     ledger = _ledger(model, before, specs, outcome)
     _refuse_collapse(ledger)
     return {
@@ -94,6 +107,7 @@ def quantize(
         },
         "zeros": _zeros(ledger),
         "block_sqnr": block_sqnr,
+        "memory": memory,
         "seconds": {"quantize": time.perf_counter() - started},
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -129,7 +143,8 @@ def _ledger(
             row |= {"status": "quantized", "reason": "", "weight": str(spec.weight)}
             row |= {"input": None if spec.input is None else str(spec.input)}
             row |= {"bits": _theory_bits(layer), "bytes": stored} | outcome[layer_name]
-            row["kernel"] = pick(layer.op, spec, layer.weight.device.type).name
+            device = "cpu" if layer.weight.is_meta else layer.weight.device.type
+            row["kernel"] = pick(layer.op, spec, device).name
         else:
             row |= {"status": "kept", "reason": _why_kept(name, layer_name, specs)}
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}

@@ -208,6 +208,8 @@ def _page(report: dict[str, Any], pictures: str = "") -> str:
     dots = plot(series, "quantized layer, in order", "SQNR")
     blocks = [(str(name), value) for name, value in report.get("block_sqnr") or []]
     line = plot([Series("block output", "a", blocks, line=True)], "block", "Output SQNR")
+    held = [(str(name), value) for name, value in report.get("memory") or []]
+    memory = plot([Series("resident", "b", held, line=True)], "block", "Memory", unit="MiB")
     size = report.get("size") or {}
     names = {"before": "before", "after": "after, on disk", "theory": "after, in theory"}
     sizes = [(names.get(k, k), human_bytes(v), _number(v, ",")) for k, v in size.items()]
@@ -237,6 +239,8 @@ def _page(report: dict[str, Any], pictures: str = "") -> str:
                  "Signal to quantization noise of the weight and the output; higher is better."),
         _section("Error by block", f'<div class="wide">{line}</div>' if line else "",
                  "How the error of the hidden states grows through the model."),
+        _section("Memory", f'<div class="wide">{memory}</div>' if memory else "",
+                 "Of the process after each block; the peak within blocks is under Cost."),
         _section("Use of the grid", _histograms(ledger),
                  "Share of weights on each code: all layers of a format, then the worst layers."),
         _section("Settings", settings),

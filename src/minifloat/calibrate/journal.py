@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minifloat.errors import UserError
 from minifloat.layers import QLayer, packed_like
+from minifloat.shards import Entry, entries_of
 from minifloat.spec import LayerSpec
 
 _SETTINGS = "settings.json"
@@ -79,6 +80,14 @@ class Journal:
                 "room, --resume goes on from the blocks before it"
             ) from error
 
+    def tensors(self) -> dict[str, Entry]:
+        """Where every tensor of the finished blocks lies, by its name in the model."""
+        return {
+            f"{file.stem}.{key}": entry
+            for file in self._folder.glob("*.safetensors")
+            for key, entry in entries_of(file)
+        }
+
     def restore(self, name: str, model: nn.Module) -> dict[str, dict[str, Any]] | None:
         """Put a block's packed layers in place and return its outcome; None if it was not finished.
 
@@ -102,10 +111,12 @@ class Journal:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells models apart by names, shapes, types and the first values of all parameters."""
+    """Tells models apart by names, shapes, types and first values of all parameters it holds."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.is_meta:
+            continue
         first = parameter.detach().reshape(-1)[:1024].float().cpu()
         digest.update(first.numpy().tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,18 @@ def _counter(
 Pass = Callable[[Window], None]
 
 
+class Weights(Protocol):
+    """Where blocks' weights come from if the model does not hold them (see `models/lazy.py`)."""
+
+    def bring(self, block: str) -> None:
+        """Load a block's weights before work on it begins."""
+        ...
+
+    def release(self, block: str) -> None:
+        """Let them go after it; the journal has the packed block by then."""
+        ...
+
+
 @torch.no_grad()
 def walk(
     model: nn.Module,
@@ -132,6 +144,7 @@ def walk(
     *,
     budget: int = 4 << 30,
     journal: Journal | None = None,
+    weights: Weights | None = None,
 ) -> Iterator[Window]:
     """Quantize block by block, in place; yields every finished window.
 
@@ -143,7 +156,9 @@ def walk(
         passes: what is done to each window, in order.
         budget: bytes of activations to keep in memory before spilling to disk.
         journal: keeps finished blocks on disk, and gives back those of a run that was stopped.
+        weights: loads a block before its window and lets it go after; needs a journal.
     """
+    assert weights is None or journal is not None, "a released block is in the journal alone"
     blocks = adapter.blocks(model)
     shelf = Shelf(budget)
     functions = [functools.partial(adapter.run, model, batch) for batch in batches]
@@ -152,12 +167,16 @@ def walk(
         waiting = list(blocks)
         while (name := _next_block(full, waiting)) is not None:
             waiting.remove(name)
+            if weights is not None:
+                weights.bring(name)
             window = _window(name, blocks[name], specs, full, quantized, shelf)
             _finish(model, window, passes, journal)
             window.block = model.get_submodule(name)  # a new one if the block is a layer itself
             window.block_sqnr = _advance(window, full, quantized, shelf)
             yield window
             window.targets.clear()
+            if weights is not None:
+                weights.release(name)
     if waiting:
         raise UserError(
             f"calibration never reached {waiting[0]} ({len(waiting)} such blocks), "

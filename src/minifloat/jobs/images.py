@@ -10,7 +10,7 @@ from torch import Tensor
 from minifloat.calibrate.trajectories import record
 from minifloat.evaluate.images import collapsed, compare_images
 from minifloat.export.native import save
-from minifloat.jobs.job import Job
+from minifloat.jobs.job import Job, Say
 from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
 from minifloat.method import Method, Progress, quantize
@@ -25,7 +25,7 @@ JUDGED = 1 << 20  # seed of the noise that images are judged on, in every job th
 
 
 def run_images(
-    job: Job, method: Method, plan: Plan, folder: Path, progress: Progress | None
+    job: Job, method: Method, plan: Plan, folder: Path, progress: Progress | None, say: Say
 ) -> dict[str, Any]:
     """Quantize the denoiser, save the pipeline into `folder` and judge; returns the report."""
     calls = CALLS if job.samples is None else job.samples

@@ -1,7 +1,10 @@
 """What `minifloat quantize` was asked for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+Say = Callable[[str], None]  # shows the user a line
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Job:
         steps: sampler steps of a diffusion pipeline.
         guidance: its classifier-free guidance scale; None leaves the pipeline's own.
         resume: go on with a run into `out` that was stopped.
+        memory: bytes that the run may take; a model that is too large for it is loaded block by
+            block. None for no limit.
     """
 
     model: str
@@ -38,3 +43,4 @@ class Job:
     steps: int = 20
     guidance: float | None = None
     resume: bool = False
+    memory: int | None = None

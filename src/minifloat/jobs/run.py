@@ -7,7 +7,7 @@ from typing import Any
 from minifloat.card import write_card
 from minifloat.export.native import whole_or_nothing
 from minifloat.jobs.images import run_images
-from minifloat.jobs.job import Job
+from minifloat.jobs.job import Job, Say
 from minifloat.jobs.text import run_text
 from minifloat.jobs.unfinished import Collapsed, unfinished
 from minifloat.method import Progress
@@ -20,7 +20,7 @@ from minifloat.report import write_report
 _USUAL = {False: "zeroquant-fp", True: "fp-diffusion"}  # methods of text and of pictures
 
 
-def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
+def run(job: Job, progress: Progress | None = None, say: Say = print) -> dict[str, Any]:
     """Quantize, judge, save and report; returns the report.
 
     Raises:
@@ -33,7 +33,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     with whole_or_nothing(job.out) as folder:
         work = run_images if pictures else run_text
         try:
-            report = work(job, method, plan, folder, progress)
+            report = work(job, method, plan, folder, progress, say)
         except Collapsed:
             shutil.rmtree(unfinished(job.out), ignore_errors=True)
             raise
