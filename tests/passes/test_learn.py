@@ -152,7 +152,7 @@ def own_held_out_error(found: Window) -> float:
 def test_a_start_at_gptq_without_hessians_says_what_is_missing() -> None:
     with pytest.raises(UserError, match="collect"):
         solved(LayerSpec(QuantSpec(formats.E2M1)), learn_rounding(start="gptq"))
-    with pytest.raises(UserError, match="did you mean .gptq"):
+    with pytest.raises(UserError, match="did you mean 'gptq'"):
         learn_rounding(start="gptqq")
 
 
