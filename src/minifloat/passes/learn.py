@@ -1,93 +1,29 @@
 """Learned rounding: every weight goes to one of its two neighbours, chosen by block reconstruction.
 
-AdaRound (Nagel et al. 2020, arXiv 2004.10568) with BRECQ's block objective, on any grid: between the
-neighbours l <= w <= u of a weight the soft weight is w(V) = l + h(V) (u - l), with the rectified
-sigmoid h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1). Adam lowers
+AdaRound (Nagel et al. 2020, arXiv 2004.10568) with BRECQ's block objective, on any grid. Adam lowers
 
     |f(x; w(V)) - target|^2 + lambda sum (1 - |2 h(V) - 1|^beta)
 
-while beta falls and drives every h to 0 or 1. On a floating-point grid u - l is the step of the
-weight's own binade, so equations 0.2 and 0.3 of the card are this file with E2M1. A weight beyond
-the clip value has no second neighbour and gets no gradient.
-
-Scale-aware rounding (FP4DiT, arXiv 2503.15465) learns V' = V (u - l), which under Adam is a learning
-rate of its own for every weight, 1 / (u - l).
+for the soft weights w(V) of `rounder.py`, while beta falls and drives every h to 0 or 1. All tensors
+that a block returns count: a block of SD3 or Flux hands on the text as well as the image.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from minifloat import rounding
-from minifloat.calibrate.walk import Pass, Window, Work, first_tensor
-from minifloat.qtensor import QTensor, decode, encode
-from minifloat.tiles import expand
+from minifloat.calibrate.walk import Pass, Window
+from minifloat.errors import UserError, unknown
+from minifloat.passes.gptq import solve_gptq
+from minifloat.passes.rounder import Annealing, Rounder
+from minifloat.qtensor import QTensor, encode
 
-_LOW, _HIGH = -0.1, 1.1  # the rectified sigmoid reaches beyond [0, 1] so that it can settle there
-
-
-@dataclass(frozen=True)
-class Annealing:
-    """How the regularizer forces decisions: off at first, then with an exponent that falls linearly.
-
-    Attributes:
-        weight: of the regularizer's mean against the reconstruction error relative to nearest
-            rounding's. Its gradient is nothing between the ends while beta is large, so it may
-            be large; a small one leaves weights undecided, and deciding them costs more.
-        warmup: share of the steps without it.
-        start, end: beta.
-    """
-
-    weight: float = 100.0
-    warmup: float = 0.2
-    start: float = 20.0
-    end: float = 2.0
-
-    def beta(self, progress: float) -> float | None:
-        """The exponent at a progress of 0 to 1; None during the warm-up."""
-        if progress < self.warmup:
-            return None
-        share = (progress - self.warmup) / (1 - self.warmup)
-        return self.start + (self.end - self.start) * share
-
-
-class Rounder:
-    """The rounding of one weight [out, in] as a variable."""
-
-    def __init__(self, work: Work, *, scale_aware: bool) -> None:
-        assert work.spec.weight is not None and work.scale is not None
-        self.spec, self.scale = work.spec.weight, work.scale
-        w = work.weight()
-        scales = expand(self.scale.values(self.spec), w.shape, self.spec.tile)
-        units = w / scales
-        if self.scale.zero is not None:
-            units = units + expand(self.scale.zero.float(), w.shape, self.spec.tile)
-        self.low, self.high = rounding.neighbours(units, self.spec.format)
-        gap = self.high - self.low
-        # The last decision of a weight that has only one neighbour does not matter.
-        share = torch.where(gap > 0, (units - self.low) / gap.clamp(min=1e-30), 0.5).clamp(0, 1)
-        logits = -torch.log((_HIGH - _LOW) / (share - _LOW) - 1)
-        self.unit = (gap * scales).clamp(min=1e-30) if scale_aware else torch.ones(())
-        self.base = decode(
-            QTensor(rounding.encode(self.low, self.spec.format), self.scale, self.spec, w.shape)
-        )
-        self.gap = gap * scales
-        self.logits = (logits * self.unit).requires_grad_()
-
-    def share(self) -> Tensor:
-        """h(V) [out, in] in 0..1."""
-        soft = torch.sigmoid(self.logits / self.unit)
-        return (soft * (_HIGH - _LOW) + _LOW).clamp(0, 1)
-
-    def quantized(self) -> QTensor:
-        """Every weight at the neighbour that it leans to."""
-        units = torch.where(self.logits.detach() >= 0, self.high, self.low)
-        codes = rounding.encode(units, self.spec.format)
-        return QTensor(codes, self.scale, self.spec, tuple(codes.shape))
+_CHECKS = 8  # how often hard weights are judged on the way
 
 
 def learn_rounding(
@@ -95,96 +31,137 @@ def learn_rounding(
     steps: int = 500,
     lr: float = 3e-2,
     scale_aware: bool = False,
+    start: str = "nearest",
+    mixed: bool = False,
     annealing: Annealing | None = None,
     seed: int = 0,
 ) -> Pass:
     """Learned rounding of all layers of a window together; a step sees one calibration batch.
 
-    An eighth of the batches is held out. Where rounding to nearest reconstructs them better, it stays.
+    An eighth of the batches is held out. The hard weights that reconstruct them best, of all that
+    were seen on the way, are kept: never worse than the start, and than rounding to nearest.
 
     Args:
         steps: Adam's steps a window.
         lr: learning rate of V, or of V' where `scale_aware`.
         scale_aware: FP4DiT's parametrization.
+        start: nearest, or gptq, which needs Hessians.
+        mixed: compute the block in bfloat16, with sums and soft weights in float32: twice as fast
+            where the processor has instructions for it.
         annealing: of the regularizer.
         seed: of the order of the batches.
     """
-    annealing = annealing or Annealing()
+    if start not in ("nearest", "gptq"):
+        raise unknown("start", start, ("nearest", "gptq"))
 
     def apply(window: Window) -> None:
-        for work in window.layers.values():
-            assert work.spec.weight is not None
-            work.q = encode(work.weight(), work.spec.weight, work.scale)
         if not window.layers:
             return
-        batches, held_out = _hold_out(len(window.calls))
-        floor = [_error(window, [index]) for index in range(len(window.calls))]
-        rounders = {n: Rounder(w, scale_aware=scale_aware) for n, w in window.layers.items()}
-        _descend(window, rounders, batches, floor, steps, lr, annealing, seed)
-        nearest = {name: work.q for name, work in window.layers.items()}
-        for name, work in window.layers.items():
-            work.q = rounders[name].quantized()
-        if _error(window, held_out) > sum(floor[index] for index in held_out):
-            for name, work in window.layers.items():
-                work.q = nearest[name]
+        descent = Descent(window, annealing or Annealing(), scale_aware=scale_aware, mixed=mixed)
+        if start == "gptq":
+            descent.start_at_gptq()
+        descent.run(steps, lr, seed)
 
     return apply
+
+
+class Descent:
+    """The learning of one window: its rounders, and the best hard weights so far."""
+
+    def __init__(
+        self, window: Window, annealing: Annealing, *, scale_aware: bool, mixed: bool
+    ) -> None:
+        self.window, self.annealing, self.mixed = window, annealing, mixed
+        self.learned, self.held_out = _hold_out(len(window.calls))
+        self.rounders = {}
+        for name, work in window.layers.items():
+            assert work.spec.weight is not None and work.scale is not None
+            work.q = encode(work.weight(), work.spec.weight, work.scale)
+            self.rounders[name] = Rounder(
+                work.weight(), work.spec.weight, work.scale, scale_aware=scale_aware
+            )
+        nearest = {name: work.quantized_weight() for name, work in window.layers.items()}
+        self.floor = [self._error([i], nearest) for i in range(len(window.calls))]
+        self.best = sum(self.floor[i] for i in self.held_out)
+
+    def start_at_gptq(self) -> None:
+        """Lean to GPTQ's solution, which is judged as it is."""
+        if any(work.hessian is None for work in self.window.layers.values()):
+            raise UserError("start 'gptq' needs Hessians: put collect() before learn_rounding()")
+        kept = {name: work.q for name, work in self.window.layers.items()}
+        solve_gptq()(self.window)
+        for name, work in self.window.layers.items():
+            assert work.q is not None
+            self.rounders[name].start_at(work.q)
+        solved = {name: work.quantized_weight() for name, work in self.window.layers.items()}
+        error = self._error(self.held_out, solved)
+        if error < self.best:
+            self.best = error
+        else:
+            self._keep(kept)
+
+    def run(self, steps: int, lr: float, seed: int) -> None:
+        """Adam on the soft weights of all layers; errors count relative to rounding to nearest."""
+        generator = torch.Generator().manual_seed(seed)
+        rounders = list(self.rounders.values())
+        optimizer = torch.optim.Adam([r.logits for r in rounders], lr=lr, fused=True)
+        weight = self.annealing.weight / sum(r.logits.numel() for r in rounders)
+        for step in range(steps):
+            choice = int(torch.randint(len(self.learned), (), generator=generator))
+            index = self.learned[choice]
+            soft = {name: rounder.soften() for name, rounder in self.rounders.items()}
+            with torch.enable_grad(), _frozen(self.window.block):
+                loss = self._squared_error(index, soft) / max(self.floor[index], 1e-30)
+                loss.backward()  # type: ignore[no-untyped-call]
+            beta = self.annealing.beta(step / steps)
+            for rounder in rounders:
+                rounder.descend(beta, weight)
+            optimizer.step()
+            if (step + 1) % -(-steps // _CHECKS) == 0 or step + 1 == steps:
+                self.judge()
+
+    def judge(self) -> None:
+        """Keep the hard weights as they are now, if none before reconstructed as well."""
+        error = self._error(self.held_out, {n: r.hard() for n, r in self.rounders.items()})
+        if error < self.best:
+            self.best = error
+            self._keep({name: rounder.quantized() for name, rounder in self.rounders.items()})
+
+    def _keep(self, found: dict[str, QTensor | None]) -> None:
+        for name, work in self.window.layers.items():
+            work.q = found[name]
+
+    @torch.no_grad()
+    def _error(self, batches: Sequence[int], weights: dict[str, Tensor]) -> float:
+        """Sum of squares of output minus target over some batches, with these weights [out, in]."""
+        return sum(float(self._squared_error(index, weights)) for index in batches)
+
+    def _squared_error(self, index: int, weights: dict[str, Tensor]) -> Tensor:
+        """The same for one batch, where gradients are wanted."""
+        window, call = self.window, self.window.calls[index]
+        named = {}
+        for name, w in weights.items():
+            own = name.removeprefix(window.name).removeprefix(".")
+            weight = window.layers[name].module.weight
+            named[f"{own}.weight" if own else "weight"] = w.view(weight.shape).to(weight.dtype)
+        device = next(iter(weights.values())).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.mixed):
+            output = functional_call(window.block, named, call.args, call.kwargs)
+        pairs = zip(_tensors(output), _tensors(window.targets[index]), strict=True)
+        errors = [(found.float() - target.float()).square().sum() for found, target in pairs]
+        return torch.stack(errors).sum()
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a block's output."""
+    leaves = tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _hold_out(count: int) -> tuple[list[int], list[int]]:
     """Batches to learn on and batches to judge on; a single batch serves for both."""
     last = max(1, count // 8)
     return list(range(count - last)) or [0], list(range(count - last, count))
-
-
-def _descend(
-    window: Window,
-    rounders: dict[str, Rounder],
-    batches: Sequence[int],
-    floor: Sequence[float],
-    steps: int,
-    lr: float,
-    annealing: Annealing,
-    seed: int,
-) -> None:
-    """Adam on the soft weights of all layers; errors count relative to rounding to nearest."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam([r.logits for r in rounders.values()], lr=lr, fused=True)
-    count = sum(r.logits.numel() for r in rounders.values())
-    with torch.enable_grad(), _frozen(window.block):
-        for step in range(steps):
-            index = batches[int(torch.randint(len(batches), (), generator=generator))]
-            shares = {name: rounder.share() for name, rounder in rounders.items()}
-            weights = {
-                name: torch.addcmul(rounders[name].base, share, rounders[name].gap)
-                for name, share in shares.items()
-            }
-            loss = _squared_error(window, index, weights) / max(floor[index], 1e-30)
-            beta = annealing.beta(step / steps)
-            if beta is not None:
-                undecided = sum((1 - (2 * h - 1).abs().pow(beta)).sum() for h in shares.values())
-                loss = loss + annealing.weight * undecided / count
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-
-def _squared_error(window: Window, index: int, weights: dict[str, Tensor]) -> Tensor:
-    """Sum of squares of output minus target for one batch, with these weights [out, in]."""
-    call = window.calls[index]
-    named = {}
-    for name, w in weights.items():
-        own = name.removeprefix(window.name).removeprefix(".")
-        weight = window.layers[name].module.weight
-        named[f"{own}.weight" if own else "weight"] = w.view(weight.shape).to(weight.dtype)
-    output = first_tensor(functional_call(window.block, named, call.args, call.kwargs))
-    return (output - first_tensor(window.targets[index])).float().square().sum()
-
-
-def _error(window: Window, batches: Sequence[int]) -> float:
-    """The same with the weights as they are quantized now, over some batches."""
-    weights = {name: work.quantized_weight() for name, work in window.layers.items()}
-    return sum(float(_squared_error(window, index, weights)) for index in batches)
 
 
 @contextmanager

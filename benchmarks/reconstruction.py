@@ -1,0 +1,203 @@
+"""Learned rounding of one block of the terrain U-Net: the published loop against ours.
+
+    python -m benchmarks.reconstruction [--block up_blocks.3] [--rows results.jsonl]
+
+The plain twin is the loop of BRECQ and Q-Diffusion, written as their papers and card 0.3 say: inputs of
+the block from a full run of the network with all weights rounded to nearest, targets from a full run
+of the full-precision network, both by hooks; then Adam at 1e-3 on V for 20,000 steps of 32 images, a
+sum over channels and a mean over the rest, lambda 0.01, beta from 20 to 2 after a warm-up of 20 %.
+Shorter runs and tuned learning rates of it are timed too, since 20,000 steps may be more than needed.
+
+Both see the same inputs and targets, start from the same scales, and are judged by hard weights on
+batches that neither learned from: error relative to rounding to nearest's.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from benchmarks.common import add_row, read_rows
+from minifloat import formats
+from minifloat.calibrate.runs import Call
+from minifloat.calibrate.stats import quantizable
+from minifloat.calibrate.walk import Window, Work
+from minifloat.passes.assign import assign_scales, round_to_nearest
+from minifloat.passes.learn import learn_rounding
+from minifloat.qtensor import fake_quantize
+from minifloat.rounding import neighbours
+from minifloat.spec import LayerSpec, QuantSpec
+from minifloat.tiles import as_matrix, expand
+from zoo import terrain_weights
+from zoo.terrain import Terrain, UNet
+from zoo.terrain_adapter import trajectories
+
+FP4 = QuantSpec(formats.E2M1, (1, 128), formats.FP16)
+HELD_OUT = 8  # batches
+
+
+def rounded(network: UNet) -> UNet:
+    """A copy with the weights of all blocks rounded to nearest."""
+    found = copy.deepcopy(network)
+    for blocks in (found.down_blocks, found.mid_block, found.up_blocks):
+        for layer in quantizable(blocks, "").values():
+            w = layer.weight.data
+            layer.weight.data = fake_quantize(as_matrix(w), FP4).reshape(w.shape)
+    return found
+
+
+@torch.no_grad()
+def record(
+    network: nn.Module, name: str, batches: list[dict[str, Any]]
+) -> list[tuple[Any, Tensor]]:
+    """Arguments and output of a block in full runs of a network."""
+    found: list[tuple[Any, Tensor]] = []
+    handle = network.get_submodule(name).register_forward_hook(
+        lambda module, args, output: found.append((args, output))
+    )
+    for batch in batches:
+        network(**batch)
+    handle.remove()
+    return found
+
+
+def windows(model: Terrain, name: str, runs: int, batch: int) -> tuple[Window, Window, float]:
+    """The block with batches to learn on and batches to judge on; seconds that recording took."""
+    batches = trajectories(model, runs=runs, batch=batch, seed=0)
+    started = time.perf_counter()
+    inputs = record(rounded(model.network), name, batches)
+    outputs = record(model.network, name, batches)
+    seconds = time.perf_counter() - started
+    block = model.network.get_submodule(name).requires_grad_(False)
+    works = {n: Work(m, LayerSpec(FP4)) for n, m in quantizable(block, name).items()}
+    calls = [Call(name, args, {}) for args, _ in inputs]
+    targets = [output for _, output in outputs]
+    cut = len(calls) - HELD_OUT
+    parts = [
+        Window(name, block, works, calls[span], targets[span])
+        for span in (slice(0, cut), slice(cut, None))
+    ]
+    assign_scales()(parts[0])
+    return parts[0], parts[1], seconds
+
+
+@torch.no_grad()
+def held_out_error(judge: Window, weights: dict[str, Tensor]) -> float:
+    """Sum of squares over the held-out batches."""
+    error = 0.0
+    for call, target in zip(judge.calls, judge.targets, strict=True):
+        error += float((run_block(judge, weights, call) - target).square().sum())
+    return error
+
+
+def run_block(window: Window, weights: dict[str, Tensor], call: Call) -> Tensor:
+    """The block's output with other weights [out, in]."""
+    named = {
+        f"{name.removeprefix(window.name + '.')}.weight": w.view(
+            window.layers[name].module.weight.shape
+        )
+        for name, w in weights.items()
+    }
+    out: Tensor = functional_call(window.block, named, call.args)
+    return out
+
+
+def plain_twin(
+    window: Window, steps: int, lr: float, *, images: int = 32, weight: float = 0.01
+) -> dict[str, Tensor]:
+    """BRECQ's loop as published, on the grid of the spec; returns hard weights [out, in]."""
+    args = [torch.cat(parts) for parts in zip(*(c.args for c in window.calls), strict=True)]
+    target = torch.cat(window.targets)
+    low, gap, variable = {}, {}, {}
+    for name, work in window.layers.items():
+        w = work.weight()
+        scale = expand(work.scale.values(FP4), w.shape, FP4.tile)
+        below, above = neighbours(w / scale, FP4.format)
+        low[name], gap[name] = below * scale, (above - below) * scale
+        rest = torch.where(gap[name] > 0, (w - low[name]) / gap[name], 0.5).clamp(0, 1)
+        variable[name] = (-torch.log(1.2 / (rest + 0.1) - 1)).requires_grad_()
+
+    def share(name: str) -> Tensor:
+        return (1.2 * torch.sigmoid(variable[name]) - 0.1).clamp(0, 1)
+
+    optimizer = torch.optim.Adam(variable.values(), lr=lr)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        chosen = torch.randperm(len(target), generator=generator)[:images]
+        soft = {name: low[name] + gap[name] * share(name) for name in variable}
+        output = run_block(window, soft, Call("", tuple(a[chosen] for a in args), {}))
+        loss = (output - target[chosen]).square().sum(1).mean()
+        if step >= 0.2 * steps:
+            beta = 2 + 18 * (1 - (step / steps - 0.2) / 0.8)
+            for name in variable:
+                loss = loss + weight * (1 - (2 * share(name) - 1).abs().pow(beta)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {n: (low[n] + gap[n] * (v >= 0)).detach() for n, v in variable.items()}
+
+
+def ours(window: Window, **settings: Any) -> dict[str, Tensor]:
+    """The pass of the library; hard weights [out, in]."""
+    with torch.no_grad():
+        learn_rounding(**settings)(window)
+    return {name: work.quantized_weight() for name, work in window.layers.items()}
+
+
+ARMS: dict[str, Callable[[Window], dict[str, Tensor]]] = {
+    f"twin, {steps} steps at {lr:g}": lambda w, steps=steps, lr=lr: plain_twin(w, steps, lr)
+    for steps, lr in ((20_000, 1e-3), (5_000, 1e-3), (1_000, 1e-3), (1_000, 1e-2), (500, 3e-2))
+} | {
+    f"ours, {steps} steps{', bfloat16' * mixed}": lambda w, steps=steps, mixed=mixed: ours(
+        w, steps=steps, mixed=mixed
+    )
+    for steps in (100, 200, 500, 1000)
+    for mixed in (False, True)
+}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| arm | error relative to nearest | seconds | ms a step |", "|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['arm']} | {row['error']:.3f} | {row['seconds']:.1f} | {row['ms']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--block", default="up_blocks.3")
+    parser.add_argument("--runs", type=int, default=16, help="runs of the sampler, of two steps")
+    parser.add_argument("--batch", type=int, default=4, help="images a run")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--rows", type=Path, required=True)
+    args = parser.parse_args()
+    learn, judge, seconds = windows(terrain_weights.load(), args.block, args.runs, args.batch)
+    weights = sum(work.module.weight.numel() for work in learn.layers.values())
+    print(f"{args.block}: {weights} weights; {seconds:.1f} s to record inputs and targets")
+    round_to_nearest()(learn)
+    nearest = {name: work.quantized_weight() for name, work in learn.layers.items()}
+    floor = held_out_error(judge, nearest)
+    known = {row["arm"] for row in read_rows(args.rows)}
+    for arm in args.arms:
+        if arm in known:
+            continue
+        started = time.process_time()
+        found = ARMS[arm](learn)
+        spent = time.process_time() - started
+        steps = int(arm.split(", ")[1].split()[0])
+        error = held_out_error(judge, found) / floor
+        ms = 1000 * spent / steps
+        add_row(args.rows, {"arm": arm, "error": error, "seconds": spent, "ms": ms})
+    print(table(read_rows(args.rows)))
+
+
+if __name__ == "__main__":
+    main()

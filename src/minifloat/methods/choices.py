@@ -1,0 +1,37 @@
+"""What methods for diffusion models let a user choose by name: families of formats, and roundings."""
+
+from minifloat.calibrate.walk import Pass
+from minifloat.errors import UserError, unknown
+from minifloat.formats import Format, floating, integer
+from minifloat.passes.assign import round_to_nearest
+from minifloat.passes.gptq import solve_gptq
+from minifloat.passes.learn import learn_rounding
+
+
+def candidates(family: str, bits: int, *, signed: bool = True) -> list[Format]:
+    """All formats of a family and a width; floats have 1 to 5 exponent bits."""
+    if not 2 <= bits <= 8:
+        raise UserError(
+            f"weights and activations take 2 to 8 bits (activations also 16), not {bits}"
+        )
+    if family == "int":
+        return [integer(bits, signed=signed)]
+    if family != "fp":
+        raise unknown("family", family, ("fp", "int"))
+    width = bits - signed
+    return [
+        floating(e, width - e, signed=signed)
+        for e in range(min(1 if bits <= 4 else 2, width), min(5, width) + 1)
+    ]
+
+
+def rounder(name: str, *, steps: int, lr: float) -> Pass:
+    """The pass that rounds weights, by name; all but nearest and learned need Hessians."""
+    rounders: dict[str, Pass] = {
+        "learned": learn_rounding(steps=steps, lr=lr),
+        "nearest": round_to_nearest(),
+        "gptq": solve_gptq(),
+    }
+    if name not in rounders:
+        raise unknown("rounding", name, rounders)
+    return rounders[name]
