@@ -7,6 +7,8 @@ model's own `get_decoder()`.
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.models.seam import Seam
+from minifloat.models.stack import language_seams
 
 # Where transformers keeps the blocks below the decoder.
 _LISTS = ("layers", "h", "blocks")
@@ -27,6 +29,10 @@ class LlamaAdapter:
 
     def run(self, model: nn.Module, batch: Tensor) -> None:
         _decoder(model)(input_ids=batch, use_cache=False)
+
+    def seams(self, model: nn.Module) -> list[Seam]:
+        """Where maps of channels cancel: in branches, behind norms, along the residual stream."""
+        return language_seams(model, self.blocks(model))
 
 
 def _decoder(model: nn.Module) -> nn.Module:
