@@ -1,6 +1,11 @@
 """Tiny random language models of real classes of transformers, with gains and weights that matter."""
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -111,3 +116,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **_MAMBA2,
     },
 }
+
+
+def build(family: str) -> nn.Module:
+    """A model of random weights in double precision; experts as plain loops, which know it."""
+    torch.manual_seed(0)
+    settings = {k: v for k, v in (SMALL | FAMILIES[family]).items() if v is not None}
+    config = getattr(transformers, f"{family}Config")(**settings)
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(
+        config, experts_implementation="eager"
+    )
+    return model.double().eval()
+
+
+def runner(family: str, model: nn.Module) -> Callable[[], Tensor]:
+    """The model's answer to one batch of tokens."""
+    ids = torch.randint(3, 60, (1, 10), generator=torch.Generator().manual_seed(1))
+    return lambda: model(input_ids=ids, use_cache=False).logits

@@ -103,19 +103,19 @@ def _experts(name: str, experts: Any) -> Part | None:
 
 def _expert(name: str, row: int, width: int) -> Seam:
     """Expert `row` of gate_up_proj [experts, 2 * width, in] and down_proj [experts, out, width]."""
-    up = Slot(f"{name}.gate_up_proj", 0, start=width, row=row)
-    gate = Slot(f"{name}.gate_up_proj", 0, row=row)
-    down = Slot(f"{name}.down_proj", 1, row=row)
+    up = Slot(f"{name}.gate_up_proj", 0, start=width, at=(row,))
+    gate = Slot(f"{name}.gate_up_proj", 0, at=(row,))
+    down = Slot(f"{name}.down_proj", 1, at=(row,))
     return Seam(f"{name}.{row}", "up", width, (up,), (down,), (SCALE, ORDER), (gate,))
 
 
 def _expert_in_pairs(name: str, row: int, width: int) -> Seam:
     """GPT-OSS: gate and up alternate, and (up + 1) is clamped, so that only orders pass."""
     pairs = (
-        Slot(f"{name}.gate_up_proj", 1, unit=2, row=row),
-        Slot(f"{name}.gate_up_proj_bias", 0, unit=2, row=row),
+        Slot(f"{name}.gate_up_proj", 1, unit=2, at=(row,)),
+        Slot(f"{name}.gate_up_proj_bias", 0, unit=2, at=(row,)),
     )
-    down = Slot(f"{name}.down_proj", 0, row=row)
+    down = Slot(f"{name}.down_proj", 0, at=(row,))
     return Seam(f"{name}.{row}", "up", width, pairs, (down,), (ORDER,))
 
 

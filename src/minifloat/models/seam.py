@@ -37,7 +37,8 @@ class Slot:
         copies: how often a block occurs in a row.
         unit: elements of one channel.
         offset: the parameter holds its value less this: 1 for a gain that is used as 1 + w.
-        row: the entry of axis 0 that alone is meant: one expert of many; axes count after it.
+        at: leading indices of the one part that is meant, such as one expert of many; the axis counts
+            after them.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Slot:
     copies: int = 1
     unit: int = 1
     offset: float = 0.0
-    row: int | None = None
+    at: tuple[int, ...] = ()
 
     def places(self, width: int) -> Tensor:
         """The elements along the axis that belong to each channel, int64 [width, copies * unit]."""
@@ -215,17 +216,14 @@ def _distinct(model: nn.Module, slots: Sequence[Slot]) -> list[Slot]:
     """The slots without those that mean the same elements of a tied parameter."""
     found: dict[Any, Slot] = {}
     for slot in slots:
-        key = (id(model.get_parameter(slot.name)), slot.axis, slot.start, slot.row)
+        key = (id(model.get_parameter(slot.name)), slot.axis, slot.start, slot.at)
         found.setdefault(key, slot)
     return list(found.values())
 
 
 def _view(model: nn.Module, slot: Slot) -> Tensor:
     """The parameter with the slot's axis last; shares its memory."""
-    parameter = model.get_parameter(slot.name).data
-    if slot.row is not None:
-        parameter = parameter[slot.row]
-    return parameter.movedim(slot.axis, -1)
+    return model.get_parameter(slot.name).data[slot.at].movedim(slot.axis, -1)
 
 
 def _gathered(model: nn.Module, slot: Slot, width: int) -> Tensor:

@@ -62,6 +62,8 @@ def gains(name: str, norm: nn.Module, **where: Any) -> tuple[Slot, ...]:
 @torch.no_grad()
 def gain_offset(norm: nn.Module) -> float:
     """1 if the norm multiplies with 1 + weight, 0 if with its weight."""
+    if isinstance(norm, nn.GroupNorm):  # wants its channels elsewhere
+        return 0.0
     probe = copy.deepcopy(norm).cpu().float()
     for parameter in probe.parameters():
         parameter.zero_()

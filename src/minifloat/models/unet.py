@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from minifloat.errors import UserError
+from minifloat.models.diffusion_seams import diffusion_seams
+from minifloat.models.seam import Seam
 from minifloat.models.split import split_layer
 
 # diffusers' units of work; the outermost that matches is the block.
@@ -59,6 +61,10 @@ class UNetAdapter:
             model(**batch)
         else:
             model(*batch)
+
+    def seams(self, model: nn.Module) -> list[Seam]:
+        """Where maps of channels cancel, in U-Nets and any other model of diffusers."""
+        return diffusion_seams(model)
 
     def split(self, model: nn.Module) -> None:
         """Cut the layers of `splits` in place; the model's function stays the same."""
