@@ -323,6 +323,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "caption_channels": 12,
             "cross_attention_dim": 16,
             "video_length": 2,
+            "norm_type": "ada_norm_single",
+            "norm_elementwise_affine": False,
         },
         {
             "hidden_states": noise(1, 2, 2, 8, 8),
