@@ -20,6 +20,7 @@ from minifloat.layers import QLayer
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.families import adapt
+from minifloat.models.kept import why_kept
 from minifloat.plan import Plan
 from minifloat.spec import LayerSpec
 
@@ -146,7 +147,8 @@ def _ledger(
             device = "cpu" if layer.weight.is_meta else layer.weight.device.type
             row["kernel"] = pick(layer.op, spec, device).name
         else:
-            row |= {"status": "kept", "reason": _why_kept(name, layer_name, specs)}
+            module = model.get_submodule(name.rpartition(".")[0])
+            row |= {"status": "kept", "reason": why_kept(name, module, layer_name in specs)}
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}
         rows.append(row)
     return rows
@@ -166,18 +168,6 @@ def _theory_bits(layer: QLayer) -> float:
     shape = layer.shape
     extra = 16 * layer.rank * (shape[0] + shape[1]) / (shape[0] * shape[1])
     return layer.spec.weight.bits_per_value(shape) + extra
-
-
-def _why_kept(name: str, layer_name: str, specs: dict[str, LayerSpec | None]) -> str:
-    if layer_name in specs and name.endswith(".weight"):
-        return "the plan keeps this layer"
-    if name.endswith(".bias"):
-        return "biases stay in full precision"
-    if "embed" in name or "lm_head" in name:
-        return "embeddings and the output head stay in full precision"
-    if "norm" in name:
-        return "normalization gains stay in full precision"
-    return "not a linear layer or convolution inside a block"
 
 
 def _refuse_collapse(ledger: list[dict[str, Any]]) -> None:

@@ -1,8 +1,11 @@
 """Statistics of a layer's inputs as plain functions and one accumulator."""
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
+from minifloat.models.direct import is_read_directly
 from minifloat.qtensor import fake_quantize
 from minifloat.spec import QuantSpec
 
@@ -98,6 +101,11 @@ def quantizable(block: nn.Module, prefix: str) -> dict[str, Layer]:
     return {
         f"{prefix}.{name}" if name else prefix: module
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-        or (isinstance(module, nn.Conv2d) and module.padding_mode == "zeros")
+        if _is_quantizable(module) and not is_read_directly(name, module)
     }
+
+
+def _is_quantizable(module: nn.Module) -> TypeGuard[Layer]:
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear)

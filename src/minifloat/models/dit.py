@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from minifloat.errors import UserError
+from minifloat.models.diffusion_seams import diffusion_seams
+from minifloat.models.seam import Seam
 from minifloat.models.split import split_layers
 
 
@@ -23,6 +25,11 @@ class DiTAdapter:
     """
 
     splits: dict[str, list[int]] = field(default_factory=dict)
+
+    @staticmethod
+    def accepts(model: nn.Module) -> bool:
+        """Whether a model has lists of blocks right under it."""
+        return bool(block_lists(model))
 
     @staticmethod
     def of(model: nn.Module) -> "DiTAdapter":
@@ -45,14 +52,13 @@ class DiTAdapter:
         else:
             model(*batch)
 
+    def seams(self, model: nn.Module) -> list[Seam]:
+        """Where maps of channels cancel."""
+        return diffusion_seams(model)
+
     def split(self, model: nn.Module) -> None:
         """Cut the layers of `splits` in place; the model's function stays the same."""
         split_layers(model, self.splits)
-
-
-def accepts(model: nn.Module) -> bool:
-    """Whether a model has lists of blocks right under it."""
-    return bool(block_lists(model))
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.Module]:

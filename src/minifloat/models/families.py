@@ -1,13 +1,25 @@
 """Which adapter a model asks for, by its shape."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from minifloat.errors import UserError
-from minifloat.models import dit, llama, unet
 from minifloat.models.adapter import Adapter
 from minifloat.models.dit import DiTAdapter
 from minifloat.models.llama import LlamaAdapter
+from minifloat.models.mamba import MambaAdapter
 from minifloat.models.unet import UNetAdapter
+from minifloat.models.vlm import VLMAdapter
+
+# The first that accepts a model; the more special ones stand before LlamaAdapter.
+_FAMILIES: tuple[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], Adapter]], ...] = (
+    (VLMAdapter.accepts, lambda _: VLMAdapter()),
+    (MambaAdapter.accepts, lambda _: MambaAdapter()),
+    (LlamaAdapter.accepts, lambda _: LlamaAdapter()),
+    (UNetAdapter.accepts, UNetAdapter.of),
+    (DiTAdapter.accepts, DiTAdapter.of),
+)
 
 
 def adapter_for(model: nn.Module) -> Adapter:
@@ -16,12 +28,9 @@ def adapter_for(model: nn.Module) -> Adapter:
     Raises:
         UserError: a model of no known shape.
     """
-    if llama.accepts(model):
-        return LlamaAdapter()
-    if unet.accepts(model):
-        return UNetAdapter.of(model)
-    if dit.accepts(model):
-        return DiTAdapter.of(model)
+    for accepts, make in _FAMILIES:
+        if accepts(model):
+            return make(model)
     raise UserError(
         f"minifloat does not know how to walk {type(model).__name__}: it has no decoder blocks "
         "under get_decoder(), no mid_block and up_blocks of a U-Net and no list of transformer "

@@ -7,6 +7,8 @@ model's own `get_decoder()`.
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.models.seam import Seam
+from minifloat.models.stack import language_seams
 
 # Where transformers keeps the blocks below the decoder.
 _LISTS = ("layers", "h", "blocks")
@@ -15,26 +17,36 @@ _LISTS = ("layers", "h", "blocks")
 class LlamaAdapter:
     """Adapter of Llama-shaped language models; batches are token ids [batch, length]."""
 
+    @staticmethod
+    def accepts(model: nn.Module) -> bool:
+        """Whether a model has the shape of a language model of transformers."""
+        return callable(getattr(model, "get_decoder", None))
+
     def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
-        decoder = _decoder(model)
-        prefix = next(name for name, module in model.named_modules() if module is decoder)
-        for attribute in _LISTS:
-            layers = getattr(decoder, attribute, None)
-            if isinstance(layers, nn.ModuleList) and len(layers):
-                stem = f"{prefix}.{attribute}" if prefix else attribute
-                return {f"{stem}.{i}": layer for i, layer in enumerate(layers)}
-        raise _unknown_model(model)
+        return decoder_blocks(model)
 
     def run(self, model: nn.Module, batch: Tensor) -> None:
-        _decoder(model)(input_ids=batch, use_cache=False)
+        decoder_of(model)(input_ids=batch, use_cache=False)
+
+    def seams(self, model: nn.Module) -> list[Seam]:
+        """Where maps of channels cancel: in branches, behind norms, along the residual stream."""
+        return language_seams(model, decoder_blocks(model))
 
 
-def accepts(model: nn.Module) -> bool:
-    """Whether a model has the shape of a language model of transformers."""
-    return callable(getattr(model, "get_decoder", None))
+def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The decoder's blocks by full name."""
+    decoder = decoder_of(model)
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    for attribute in _LISTS:
+        layers = getattr(decoder, attribute, None)
+        if isinstance(layers, nn.ModuleList) and len(layers):
+            stem = f"{prefix}.{attribute}" if prefix else attribute
+            return {f"{stem}.{i}": layer for i, layer in enumerate(layers)}
+    raise _unknown_model(model)
 
 
-def _decoder(model: nn.Module) -> nn.Module:
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The module that holds the blocks."""
     getter = getattr(model, "get_decoder", None)
     decoder = getter() if callable(getter) else None
     if not isinstance(decoder, nn.Module) or not any(hasattr(decoder, name) for name in _LISTS):

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from minifloat.errors import UserError
+from minifloat.models.diffusion_seams import diffusion_seams
+from minifloat.models.seam import Seam
 from minifloat.models.split import split_layers
 
 # diffusers' units of work; the outermost that matches is the block.
@@ -39,6 +41,11 @@ class UNetAdapter:
     splits: dict[str, list[int]] = field(default_factory=dict)
 
     @staticmethod
+    def accepts(model: nn.Module) -> bool:
+        """Whether a model has the shape of a U-Net of diffusers."""
+        return hasattr(model, "mid_block") and hasattr(model, "up_blocks")
+
+    @staticmethod
     def of(model: nn.Module) -> "UNetAdapter":
         """The adapter of a U-Net of diffusers, ready to split the layers that see its skips."""
         return UNetAdapter(splits=skip_splits(model))
@@ -63,14 +70,13 @@ class UNetAdapter:
         else:
             model(*batch)
 
+    def seams(self, model: nn.Module) -> list[Seam]:
+        """Where maps of channels cancel, in U-Nets and any other model of diffusers."""
+        return diffusion_seams(model)
+
     def split(self, model: nn.Module) -> None:
         """Cut the layers of `splits` in place; the model's function stays the same."""
         split_layers(model, self.splits)
-
-
-def accepts(model: nn.Module) -> bool:
-    """Whether a model has the shape of a U-Net of diffusers."""
-    return hasattr(model, "mid_block") and hasattr(model, "up_blocks")
 
 
 def skip_splits(model: nn.Module) -> dict[str, list[int]]:
