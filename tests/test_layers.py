@@ -28,6 +28,7 @@ LAYERS = (
     ("card",),
     ("jobs",),
     ("cli", "__init__"),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

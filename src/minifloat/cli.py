@@ -266,6 +266,8 @@ def _quantize(job: "Job") -> None:
     from minifloat.report import human_bytes
 
     report = run(job, _progress, console.print)
+    if "settings" not in report:  # one of a team, of which another has written
+        return
     _print_metrics(report)
     size, seconds = report["size"], report["seconds"]
     console.print(

@@ -13,6 +13,7 @@ from torch import nn
 
 from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.stats import quantizable
+from minifloat.calibrate.team import ALONE, Team
 from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
 from minifloat.kernels.table import pick
@@ -48,6 +49,7 @@ def quantize(
     budget: int = 4 << 30,
     journal: Journal | None = None,
     weights: Weights | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Quantize a model in place and return the report of the run.
 
@@ -63,6 +65,7 @@ def quantize(
         journal: where finished blocks are kept until the run ends (see `calibrate/journal.py`).
         weights: of a model that holds none itself (see `models/lazy.py`); its blocks are then left
             empty in the end, and lie in the journal.
+        team: the processes that share the calibration; `batches` are this one's part.
 
     Returns:
         The report: ledger of every parameter, sizes, plan and times (see `report.py`).
@@ -76,16 +79,8 @@ def quantize(
     specs = plan.resolve(names)
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
-    windows: Iterable[Window] = walk(
-        model,
-        adapter,
-        batches,
-        specs,
-        method.passes,
-        budget=budget,
-        journal=journal,
-        weights=weights,
-    )
+    where: Any = {"budget": budget, "journal": journal, "weights": weights, "team": team}
+    windows: Iterable[Window] = walk(model, adapter, batches, specs, method.passes, **where)
     outcome: dict[str, dict[str, Any]] = {}
     block_sqnr: list[tuple[str, float]] = []
     memory: list[tuple[str, float]] = []
@@ -110,6 +105,7 @@ def quantize(
         "block_sqnr": block_sqnr,
         "memory": memory,
         "seconds": {"quantize": time.perf_counter() - started},
+        "processes": team.size,
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 

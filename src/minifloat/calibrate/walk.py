@@ -19,6 +19,7 @@ from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.runs import Call, Run, waiting_at
 from minifloat.calibrate.shelf import Shelf
 from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, quantizable, sqnr
+from minifloat.calibrate.team import ALONE, Team
 from minifloat.errors import UserError
 from minifloat.layers import packed_like
 from minifloat.models.adapter import Adapter
@@ -69,6 +70,7 @@ class Window:
     targets: list[Any]
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
     block_sqnr: float = float("nan")
+    team: Team = ALONE
 
     def forward(self, index: int) -> Any:
         """The block's output for batch `index`."""
@@ -91,6 +93,10 @@ class Window:
         finally:
             for handle in handles:
                 handle.remove()
+        found = {id(work.hessian): work.hessian for work in self.layers.values() if work.hessian}
+        for hessian in found.values():
+            self.team.sum(hessian.total)
+            hessian.rows = int(self.team.total(hessian.rows))
 
 
 def _counter(
@@ -145,6 +151,7 @@ def walk(
     budget: int = 4 << 30,
     journal: Journal | None = None,
     weights: Weights | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Window]:
     """Quantize block by block, in place; yields every finished window.
 
@@ -156,9 +163,9 @@ def walk(
         passes: what is done to each window, in order.
         budget: bytes of activations to keep in memory before spilling to disk.
         journal: keeps finished blocks on disk, and gives back those of a run that was stopped.
-        weights: loads a block before its window and lets it go after; needs a journal.
+        weights: loads a block before its window and lets it go after; only the journal has it then.
+        team: the processes that share the calibration; `batches` are this one's.
     """
-    assert weights is None or journal is not None, "a released block is in the journal alone"
     blocks = adapter.blocks(model)
     shelf = Shelf(budget)
     functions = [functools.partial(adapter.run, model, batch) for batch in batches]
@@ -170,6 +177,7 @@ def walk(
             if weights is not None:
                 weights.bring(name)
             window = _window(name, blocks[name], specs, full, quantized, shelf)
+            window.team = team
             _finish(model, window, passes, journal)
             window.block = model.get_submodule(name)  # a new one if the block is a layer itself
             window.block_sqnr = _advance(window, full, quantized, shelf)
@@ -196,7 +204,7 @@ def _finish(
     for apply in passes:
         apply(window)
     _replace(model, window)
-    if journal is not None:
+    if journal is not None and window.team.rank == 0:
         journal.keep(window.name, model, window.outcome)
 
 
@@ -244,7 +252,8 @@ def _advance(window: Window, full: Sequence[Run], quantized: Sequence[Run], shel
         run.resume(output)
         full[index].resume(window.targets[index])
     window.calls.clear()
-    return float(10 * torch.log10(power / error))
+    signal, noise = window.team.total(float(power)), window.team.total(float(error))
+    return 10 * math.log10(signal / noise) if signal and noise else math.inf
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 from minifloat.calibrate.trajectories import record
 from minifloat.evaluate.images import collapsed, compare_images
 from minifloat.export.native import save
-from minifloat.jobs.job import Job, Say
+from minifloat.jobs.job import Job, Task
 from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
-from minifloat.method import Method, Progress, quantize
+from minifloat.method import quantize
 from minifloat.models.pipeline import denoiser, open_pipeline, requests, sample, save_others
 from minifloat.models.prompts import Prompts, read_prompts
 from minifloat.pictures import write_strips
@@ -24,12 +24,11 @@ PROMPTS = 16  # that calibrate; more if more calls are asked for
 JUDGED = 1 << 20  # seed of the noise that images are judged on, in every job the same
 
 
-def run_images(
-    job: Job, method: Method, plan: Plan, folder: Path, progress: Progress | None, say: Say
-) -> dict[str, Any]:
-    """Quantize the denoiser, save the pipeline into `folder` and judge; returns the report."""
+def run_images(task: Task) -> dict[str, Any]:
+    """Quantize the denoiser, save the pipeline into the task's folder and judge; returns the report."""
+    job, team, folder = task.job, task.team, task.folder
     calls = CALLS if job.samples is None else job.samples
-    evaluated = EVALUATED if job.evaluate is None else job.evaluate
+    evaluated = (EVALUATED if job.evaluate is None else job.evaluate) if team.rank == 0 else 0
     pipe = open_pipeline(job.model, job.device)
     name, network = denoiser(pipe)
     asked, judged = _requests(job, pipe, max(PROMPTS, -(-4 * calls // job.steps)), evaluated)
@@ -40,17 +39,21 @@ def run_images(
     expected = images(judged, JUDGED) if evaluated else None
     started = time.perf_counter()
     batches = record(network, lambda: images(asked, 1000 * job.seed), limit=calls, seed=job.seed)
+    batches = list(team.share(batches))
     seconds = time.perf_counter() - started
     settings = {"calls": calls, "steps": job.steps, "guidance": job.guidance}
-    journal = open_journal(job, plan, network, prompts=asked.captions, **settings)
-    report = quantize(network, method, batches, plan=plan, progress=progress, journal=journal)
+    journal = open_journal(task, network, prompts=asked.captions, **settings)
+    where: Any = {"journal": journal, "team": team, "progress": task.progress}
+    report = quantize(network, task.method, batches, plan=task.plan, **where)
+    if team.rank:
+        return report
     report["settings"] = {
         "denoiser": name,
         "sampler": type(pipe.scheduler).__name__,
         "sampler steps": job.steps,
         "guidance": job.guidance,
         "calibration prompts": len(asked),
-        "calls of the denoiser": len(batches),
+        "calls of the denoiser": calls,
         "evaluated images": evaluated,
     }
     report["seconds"]["trajectories"] = seconds

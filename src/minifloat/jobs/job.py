@@ -4,6 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minifloat.calibrate.team import Team
+from minifloat.method import Method, Progress
+from minifloat.plan import Plan
+
 Say = Callable[[str], None]  # shows the user a line
 
 
@@ -44,3 +48,26 @@ class Job:
     guidance: float | None = None
     resume: bool = False
     memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with all that it asks for made ready, for the code of one family.
+
+    Attributes:
+        job: what was asked for.
+        method: built with its settings.
+        plan: the job's own or the method's.
+        folder: to write the checkpoint into.
+        progress: wraps the windows as they finish.
+        say: shows a line.
+        team: the processes that share the job; only the first one writes and judges.
+    """
+
+    job: Job
+    method: Method
+    plan: Plan
+    folder: Path
+    progress: Progress | None
+    say: Say
+    team: Team

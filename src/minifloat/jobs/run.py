@@ -1,13 +1,15 @@
 """The driver of a job: by the kind of model, and all of a folder or none of it."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from minifloat.calibrate.team import Team
 from minifloat.card import write_card
 from minifloat.export.native import whole_or_nothing
 from minifloat.jobs.images import run_images
-from minifloat.jobs.job import Job, Say
+from minifloat.jobs.job import Job, Say, Task
 from minifloat.jobs.text import run_text
 from minifloat.jobs.unfinished import Collapsed, unfinished
 from minifloat.method import Progress
@@ -23,6 +25,8 @@ _USUAL = {False: "zeroquant-fp", True: "fp-diffusion"}  # methods of text and of
 def run(job: Job, progress: Progress | None = None, say: Say = print) -> dict[str, Any]:
     """Quantize, judge, save and report; returns the report.
 
+    Started by torchrun, every process calibrates on its share, and the first one does the rest.
+
     Raises:
         UserError: for any mistake in the job, and for a result that has collapsed.
     """
@@ -30,16 +34,26 @@ def run(job: Job, progress: Progress | None = None, say: Say = print) -> dict[st
     pictures = is_pipeline(job.model)
     method = build(job.method or _USUAL[pictures], dict(job.settings))
     plan = method.plan if job.plan is None else Plan.read(job.plan)
-    with whole_or_nothing(job.out) as folder:
-        work = run_images if pictures else run_text
-        try:
-            report = work(job, method, plan, folder, progress, say)
-        except Collapsed:
-            shutil.rmtree(unfinished(job.out), ignore_errors=True)
-            raise
-        report |= {"model": name, "seed": job.seed}
-        report["settings"] |= dict(job.settings)
-        write_report(report, folder)
-        write_card(report, folder, pipeline=pictures)
-    shutil.rmtree(unfinished(job.out), ignore_errors=True)
+    team = Team.join(job.device)
+    work = run_images if pictures else run_text
+    if team.rank:
+        report = work(Task(job, method, plan, job.out, None, lambda line: None, team))
+    else:
+        with whole_or_nothing(job.out) as folder:
+            report = _whole(work, Task(job, method, plan, folder, progress, say, team))
+            report |= {"model": name, "seed": job.seed}
+            report["settings"] |= dict(job.settings)
+            write_report(report, folder)
+            write_card(report, folder, pipeline=pictures)
+        shutil.rmtree(unfinished(job.out), ignore_errors=True)
+    team.leave()
     return report
+
+
+def _whole(work: Callable[[Task], dict[str, Any]], task: Task) -> dict[str, Any]:
+    """The report of a task; the blocks of one that has collapsed are of no use any more."""
+    try:
+        return work(task)
+    except Collapsed:
+        shutil.rmtree(unfinished(task.job.out), ignore_errors=True)
+        raise

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from minifloat.evaluate.compare import compare
 from minifloat.export.native import save
-from minifloat.jobs.job import Job, Say
+from minifloat.jobs.job import Job, Task
 from minifloat.jobs.memory import estimate
 from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
 from minifloat.memory import resident
-from minifloat.method import Method, Progress, quantize
+from minifloat.method import quantize
 from minifloat.models.families import adapter_for
 from minifloat.models.lazy import Lazy, load_lazily
 from minifloat.models.load import context, load_model, read_tokens, sample_windows
@@ -30,32 +30,33 @@ _USUAL_BUDGET = 4 << 30
 _TOGETHER = 8  # windows at once, where every batch reads the whole model from disk
 
 
-def run_text(
-    job: Job, method: Method, plan: Plan, folder: Path, progress: Progress | None, say: Say
-) -> dict[str, Any]:
-    """Quantize, save into `folder` and judge; returns the report."""
+def run_text(task: Task) -> dict[str, Any]:
+    """Quantize, save into the task's folder and judge; returns the report."""
+    job, team = task.job, task.team
     samples = SAMPLES if job.samples is None else job.samples
-    evaluated = EVALUATED if job.evaluate is None else job.evaluate
     model, tokenizer, lazy = _load(job)
     length = context(model, job.length)
     tokens = read_tokens(tokenizer, job.data, default="calibration")
-    windows = sample_windows(tokens, samples, length, job.seed).to(job.device)
-    held_out = read_tokens(tokenizer, None, default="heldout")[:evaluated].to(job.device)
-    batches = list(torch.split(windows, max(1, 4096 // length)))
-    budget = _budget(job, model, lazy, batches[0].numel(), say)
+    windows = sample_windows(tokens, samples, length, job.seed)[list(team.share(range(samples)))]
+    batches = list(torch.split(windows.to(job.device), max(1, 4096 // length)))
+    budget = _budget(task, model, lazy, batches[0].numel())
+    evaluated = (EVALUATED if job.evaluate is None else job.evaluate) if team.rank == 0 else 0
     reference = copy.deepcopy(model) if evaluated and lazy is None else None
     files = None if lazy is None else lazy.stamp()
-    journal = open_journal(job, plan, model, samples=samples, length=length, files=files)
-    where: Any = {"journal": journal, "weights": lazy, "budget": budget}
-    report = quantize(model, method, batches, plan=plan, progress=progress, **where)
+    journal = open_journal(task, model, samples=samples, length=length, files=files)
+    where: Any = {"journal": journal, "weights": lazy, "budget": budget, "team": team}
+    report = quantize(model, task.method, batches, plan=task.plan, progress=task.progress, **where)
+    if team.rank:
+        return report
     report["settings"] = _settings(job, samples, length, evaluated)
-    elsewhere = None if lazy is None else journal.tensors()
-    report["size"]["after"] = save(model, Plan.from_json(report["plan"]), folder, elsewhere)
-    tokenizer.save_pretrained(str(folder))
+    elsewhere = journal.tensors() if lazy is not None and journal is not None else None
+    report["size"]["after"] = save(model, Plan.from_json(report["plan"]), task.folder, elsewhere)
+    tokenizer.save_pretrained(str(task.folder))
     if evaluated:
+        held_out = read_tokens(tokenizer, None, default="heldout")[:evaluated].to(job.device)
         started = time.perf_counter()
         report["metrics"] = (
-            _judge_lazily(job, folder, held_out, length)
+            _judge_lazily(job, task.folder, held_out, length)
             if reference is None
             else _judge(reference, model, held_out, length)
         )
@@ -64,13 +65,13 @@ def run_text(
     return report
 
 
-def _budget(job: Job, model: Any, lazy: Lazy | None, rows: int, say: Say) -> int:
+def _budget(task: Task, model: Any, lazy: Lazy | None, rows: int) -> int:
     """Bytes for activations between blocks; where memory is limited, what the rest leaves of it."""
-    if lazy is None or job.memory is None:
+    if lazy is None or task.job.memory is None:
         return _USUAL_BUDGET
     found = estimate(model, adapter_for(model), lazy, rows)
-    left = found.activations(job.memory)
-    say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")
+    left = found.activations(task.job.memory)
+    task.say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")
     return left
 
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from minifloat.calibrate.journal import Journal, fingerprint
 from minifloat.errors import UserError
-from minifloat.jobs.job import Job
-from minifloat.plan import Plan
+from minifloat.jobs.job import Task
 
 
 class Collapsed(UserError):
@@ -23,15 +22,23 @@ def unfinished(out: Path) -> Path:
     return out.with_name(f".{out.name}.unfinished")
 
 
-def open_journal(job: Job, plan: Plan, model: nn.Module, **settings: Any) -> Journal:
-    """The journal of a job; `settings` are what its family adds, with defaults filled in."""
+def open_journal(task: Task, model: nn.Module, **settings: Any) -> Journal | None:
+    """The journal of a task; `settings` are what its family adds, with defaults filled in.
+
+    The first process of a team keeps it. The others look into it when a run goes on, so it must lie
+    where all of them see it.
+    """
+    job = task.job
+    if task.team.rank and not job.resume:
+        return None
     known = {
         "minifloat": version("minifloat"),
         "torch": torch.__version__,
+        "processes": task.team.size,
         "model": fingerprint(model),
         "method": job.method,
         "method settings": dict(job.settings),
-        "plan": plan.to_json(),
+        "plan": task.plan.to_json(),
         "data": job.data and hashlib.sha256(job.data.read_bytes()).hexdigest(),
         "seed": job.seed,
         "device": job.device,

@@ -89,7 +89,7 @@ def search_inputs(
             for handle in handles:
                 handle.remove()
         for name, work in static.items():
-            spec, rows = work.spec.input, samples[name].rows()
+            spec, rows = work.spec.input, window.team.gather(samples[name].rows())
             assert spec is not None
             if spec.zero_point:
                 work.input_scale = scale_of(rows, spec)

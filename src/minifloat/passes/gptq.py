@@ -9,11 +9,13 @@ Differs from the authors' code: a dead column (no input ever) keeps its rounded 
 and act-order sorts columns but keeps each column's own group scale (static groups).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from minifloat import rounding
-from minifloat.calibrate.walk import Pass, Window
+from minifloat.calibrate.walk import Pass, Window, Work
 from minifloat.errors import UserError
 from minifloat.qtensor import QTensor, decode, encode, scale_of
 from minifloat.scales import Scale
@@ -150,16 +152,25 @@ def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
     never worse than its baseline on its own objective.
     """
 
+    def solve(work: Work) -> QTensor:
+        spec = work.spec.weight
+        assert spec is not None and work.hessian is not None, "collect() comes before solve_gptq()"
+        w, hessian = work.weight(), work.hessian.value
+        solved = gptq(w, hessian, spec, scale=work.scale, damp=damp, act_order=act_order)
+        nearest = encode(w, spec, work.scale)
+        better = _output_error(w, solved, hessian) <= _output_error(w, nearest, hessian)
+        return solved if better else nearest
+
     def apply(window: Window) -> None:
-        for work in window.layers.values():
-            spec = work.spec.weight
-            assert spec is not None
-            assert work.hessian is not None, "collect() comes before solve_gptq()"
-            w, hessian = work.weight(), work.hessian.value
-            solved = gptq(w, hessian, spec, scale=work.scale, damp=damp, act_order=act_order)
-            nearest = encode(w, spec, work.scale)
-            better = _output_error(w, solved, hessian) <= _output_error(w, nearest, hessian)
-            work.q = solved if better else nearest
+        team = window.team
+        for index, work in enumerate(window.layers.values()):
+            if team.mine(index):
+                work.q = solve(work)
+        for index, work in enumerate(window.layers.values() if team.size > 1 else ()):
+            assert work.spec.weight is not None
+            q = work.q if team.mine(index) else encode(work.weight(), work.spec.weight, work.scale)
+            assert q is not None
+            work.q = replace(q, codes=team.send_round(index, q.codes.contiguous()))
 
     return apply
 

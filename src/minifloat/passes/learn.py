@@ -8,7 +8,7 @@ for the soft weights w(V) of `rounder.py`, while beta falls and drives every h t
 that a block returns count: a block of SD3 or Flux hands on the text as well as the image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ def learn_rounding(
     annealing: Annealing | None = None,
     seed: int = 0,
 ) -> Pass:
-    """Learned rounding of all layers of a window together; a step sees one calibration batch.
+    """Learned rounding of all layers of a window together; a step sees one calibration batch a process.
 
     An eighth of the batches is held out. The hard weights that reconstruct them best, of all that
     were seen on the way, are kept: never worse than the start, and than rounding to nearest.
@@ -82,7 +82,7 @@ class Descent:
             )
         nearest = {name: work.quantized_weight() for name, work in window.layers.items()}
         self.floor = [self._error([i], nearest) for i in range(len(window.calls))]
-        self.best = sum(self.floor[i] for i in self.held_out)
+        self.best = window.team.total(sum(self.floor[i] for i in self.held_out))
 
     def start_at_gptq(self) -> None:
         """Lean to GPTQ's solution, which is judged as it is."""
@@ -94,7 +94,7 @@ class Descent:
             assert work.q is not None
             self.rounders[name].start_at(work.q)
         solved = {name: work.quantized_weight() for name, work in self.window.layers.items()}
-        error = self._error(self.held_out, solved)
+        error = self.window.team.total(self._error(self.held_out, solved))
         if error < self.best:
             self.best = error
         else:
@@ -113,6 +113,7 @@ class Descent:
             with torch.enable_grad(), _frozen(self.window.block):
                 loss = self._squared_error(index, soft) / max(self.floor[index], 1e-30)
                 loss.backward()  # type: ignore[no-untyped-call]
+            self._agree(soft.values())
             beta = self.annealing.beta(step / steps)
             for rounder in rounders:
                 rounder.descend(beta, weight)
@@ -120,9 +121,17 @@ class Descent:
             if (step + 1) % -(-steps // _CHECKS) == 0 or step + 1 == steps:
                 self.judge()
 
+    def _agree(self, soft: Iterable[Tensor]) -> None:
+        """The mean gradient over the team, whose members each saw a batch of their own."""
+        team = self.window.team
+        for weight in soft if team.size > 1 else ():
+            assert weight.grad is not None
+            team.sum(weight.grad).div_(team.size)
+
     def judge(self) -> None:
         """Keep the hard weights as they are now, if none before reconstructed as well."""
-        error = self._error(self.held_out, {n: r.hard() for n, r in self.rounders.items()})
+        hard = {name: rounder.hard() for name, rounder in self.rounders.items()}
+        error = self.window.team.total(self._error(self.held_out, hard))
         if error < self.best:
             self.best = error
             self._keep({name: rounder.quantized() for name, rounder in self.rounders.items()})
