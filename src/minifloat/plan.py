@@ -47,6 +47,8 @@ class Plan:
         for key in data:
             if key != "rules":
                 raise unknown("key of a plan", key, ("rules",))
+        if not isinstance(data.get("rules", []), list):
+            raise UserError(f"a plan's rules are a list, not {data['rules']!r}")
         rules = []
         for rule in data.get("rules", []):
             if not isinstance(rule, list) or len(rule) != 2 or not isinstance(rule[0], str):
@@ -63,8 +65,10 @@ class Plan:
             data = json.loads(path.read_text())
         except FileNotFoundError:
             raise UserError(f"there is no plan file {path}") from None
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not JSON: {error}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
         if not isinstance(data, dict):
             raise UserError(f"{path} holds no plan: expected an object with 'rules'")
         return Plan.from_json(data)

@@ -96,13 +96,15 @@ def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
         rows = [(n, row) for n, row in header.items() if n != "__metadata__"]
         for name, row in rows:
             start, end = row["data_offsets"]
+            if not all(type(n) is int and n >= 0 for n in (start, end, *row["shape"])):
+                raise damaged
             entry = Entry(path, 8 + size + start, row["dtype"], tuple(row["shape"]))
             if entry.bytes != end - start or 8 + size + end > path.stat().st_size:
                 raise damaged
             yield name, entry
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged from error
 
 

@@ -10,8 +10,9 @@ their own. That one recursion says NVFP4 (E4M3 scales, one fp32 a tensor), QoQ's
 and ZeroQuant-FP's M2 (powers of two under one real scale a row).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minifloat import formats
 from minifloat.errors import UserError, unknown
@@ -109,6 +110,8 @@ class QuantSpec:
             if data not in SPECS:
                 raise unknown("preset", data, SPECS)
             return SPECS[data]
+        if not isinstance(data, dict):
+            raise UserError(f"a quantization spec is a preset's name or an object, not {data!r}")
         fields = dict(data)
         known = ("format", "tile", "scale", "scale_rounding", "zero_point", "dynamic")
         for key in fields:
@@ -116,6 +119,9 @@ class QuantSpec:
                 raise unknown("key of a quantization spec", key, known)
         if "format" not in fields:
             raise UserError(f"a quantization spec needs a format: {data}")
+        for key, (wanted, is_right) in _FIELDS.items():
+            if key in fields and not is_right(fields[key]):
+                raise UserError(f"{key} of a quantization spec is {wanted}, not {fields[key]!r}")
         fields["format"] = Format.parse(fields["format"])
         if "tile" in fields:
             fields["tile"] = tuple(fields["tile"])
@@ -156,12 +162,31 @@ class LayerSpec:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "LayerSpec":
+        if not isinstance(data, dict):
+            raise UserError(
+                f"a layer's spec is an object with weight, input or output, not {data!r}"
+            )
         for key in data:
             if key not in ("weight", "input", "output"):
                 raise unknown("key of a layer's spec", key, ("weight", "input", "output"))
         return LayerSpec(
             **{k: None if v is None else QuantSpec.from_json(v) for k, v in data.items()}
         )
+
+
+def _is_tile(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+
+
+# What JSON may hold in a spec: in words, and as a test.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format": ("a format's name", lambda value: isinstance(value, str)),
+    "tile": ("[rows, columns]", _is_tile),
+    "scale": ("a format's name or a spec", lambda value: isinstance(value, str | dict)),
+    "scale_rounding": ("nearest, up, down or ocp", lambda value: value in get_args(ScaleRounding)),
+    "zero_point": ("true or false", lambda value: isinstance(value, bool)),
+    "dynamic": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 def _mx(fmt: Format) -> QuantSpec:

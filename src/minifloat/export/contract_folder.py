@@ -53,6 +53,8 @@ def open_contract(path: Path) -> ContractFolder:
     """
     config = read_config(path)
     quantization = config.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        raise UserError(f"the quantization_config in {path} is no object")
     name = str(quantization.get("quant_method"))
     if name not in CONTRACTS:
         known = ", ".join(CONTRACTS)
@@ -64,7 +66,9 @@ def open_contract(path: Path) -> ContractFolder:
         present.setdefault(module, set()).add(suffix)
     try:
         schemes = CONTRACTS[name].schemes(quantization, dict(sorted(present.items())))
-    except (KeyError, TypeError, AttributeError) as error:
+        for scheme in schemes.values():
+            CONTRACTS[name].suffixes(scheme)  # asks for every field that is needed
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path / 'config.json'} is no whole {name} configuration: {error}"
         ) from error

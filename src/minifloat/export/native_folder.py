@@ -110,6 +110,8 @@ def open_native(path: Path) -> NativeFolder:
     """
     config = read_config(path)
     quantization = config.pop("quantization_config", None) or {}
+    if not isinstance(quantization, dict):
+        raise UserError(f"the quantization_config in {path} is no object")
     if quantization.get("quant_method") != QUANT_METHOD:
         found = quantization.get("quant_method", "no quantization")
         raise UserError(
@@ -117,15 +119,14 @@ def open_native(path: Path) -> NativeFolder:
             "write one with 'minifloat quantize' or 'minifloat import'"
         )
     stored = stored_layers(quantization)
-    plan = Plan.from_json({"rules": quantization["rules"]})
+    plan = Plan.from_json({"rules": quantization.get("rules", [])})
     known, found_specs = entries(path), {}
     for name in sorted(stored):  # an order that survives export and import
         spec = plan.spec_of(name)
-        if spec is None or spec.weight is None or f"{name}.weight_scale" not in known:
+        if spec is None or spec.weight is None or f"{name}.weight" not in known:
             raise UserError(f"{path} names a packed layer {name!r} that it does not hold")
-        if spec.static_input and f"{name}.input_scale" not in known:
-            raise UserError(f"{path} lacks {name}.input_scale, which its plan asks for")
         _check_bytes(name, stored[name].shape, spec.weight, known[f"{name}.weight"])
+        _check_scales(path, name, spec, stored[name].shape, known)
         found_specs[name] = spec
     return NativeFolder(path, config, found_specs, stored, known)
 
@@ -140,6 +141,27 @@ def _check_bytes(name: str, shape: Shape | None, spec: QuantSpec, entry: Entry) 
             f"config.json says that {name} is {list(shape)}, whose codes take {list(wanted)} bytes, "
             f"but they are {list(entry.shape)}; copy the checkpoint again"
         )
+
+
+def _check_scales(
+    path: Path, name: str, spec: LayerSpec, shape: Shape | None, known: dict[str, Entry]
+) -> None:
+    """Refuse a layer that lacks a tensor its spec asks for, or has another number of scales."""
+    weight, x = spec.weight, spec.input if spec.static_input else None
+    assert weight is not None
+    wanted = ["weight_scale"]
+    wanted += ["weight_outer_scale"] if weight.outer is not None else []
+    wanted += ["weight_zero_point"] if weight.zero_point else []
+    wanted += ["input_scale"] if x is not None else []
+    wanted += ["input_zero_point"] if x is not None and x.zero_point else []
+    for suffix in wanted:
+        if f"{name}.{suffix}" not in known:
+            raise UserError(f"{path} lacks {name}.{suffix}, which its plan asks for")
+    if shape is None:
+        return
+    scale = known[f"{name}.weight_scale"].shape
+    if scale != weight.tiles(shape):
+        raise UserError(f"{name}.weight_scale in {path} is {list(scale)}, which its spec is not")
 
 
 def refuse_special(folder: NativeFolder, name: str, to: str) -> None:
@@ -169,7 +191,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{str(path)!r} has no config.json, so it is not a model's folder"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path / 'config.json'} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.json'} holds no configuration")

@@ -77,11 +77,20 @@ def stored_layers(quantization: dict[str, Any]) -> dict[str, Stored]:
 def _entry(name: str, entry: Any, version: int) -> Stored:
     try:
         if version == 1:
-            return Stored(int(entry))
-        rows, columns = entry["shape"]
-        kernel = None if entry.get("kernel") is None else (entry["kernel"][0], entry["kernel"][1])
-        return Stored(int(entry["rank"]), (rows, columns), kernel)
+            return Stored(_count(entry))
+        rows, columns = map(_count, entry["shape"])
+        kernel = None
+        if entry.get("kernel") is not None:
+            height, width = map(_count, entry["kernel"])
+            kernel = height, width
+        return Stored(_count(entry["rank"]), (rows, columns), kernel)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
             f"config.json says {entry!r} of {name}, in place of its rank and shape"
         ) from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value

@@ -2,7 +2,6 @@
 
 import gzip
 import importlib.util
-import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,24 +152,17 @@ def load_model(
             )
         extra.pop("use_safetensors", None)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        IndexError,
-        TypeError,
-        ImportError,
-        struct.error,
-    ) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers has errors of its own for whatever a file may hold
         raise _unreadable(source, is_hub, error) from error
-    missing = sorted(report["missing_keys"])
+    other = (key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
+    missing = sorted({*report["missing_keys"], *other})
     if missing:
         # transformers would go on with random weights.
         raise UserError(
             f"the weights in {source!r} are not this model's: {len(missing)} tensors are "
-            f"missing, among them {missing[0]!r}"
+            f"missing or of other shapes, among them {missing[0]!r}"
         )
     if is_gguf:
         _forget_gguf(model)
