@@ -101,7 +101,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_mem_rope": True,
     },
     "NemotronH": {
-        "layers_block_type": ["mamba", "attention"],
+        "layers_block_type": ["mamba", "attention", "moe"],
+        "num_hidden_layers": 3,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 24,
         "mamba_num_heads": 8,
         "mamba_head_dim": 8,
         "ssm_state_size": 6,

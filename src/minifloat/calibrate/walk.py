@@ -21,6 +21,7 @@ from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, q
 from minifloat.errors import UserError
 from minifloat.layers import packed_like
 from minifloat.models.adapter import Adapter
+from minifloat.models.experts import is_expert
 from minifloat.qtensor import QTensor, decode
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
@@ -38,6 +39,7 @@ class Work:
     q: QTensor | None = None
     low_rank: tuple[Tensor, Tensor] | None = None
     input_scale: Scale | None = None
+    note: str = ""  # what the ledger shall say of it
 
     def weight(self) -> Tensor:
         """The full-precision weight as a matrix [out, in] in float32."""
@@ -74,8 +76,11 @@ class Window:
         call = self.calls[index]
         return self.block(*call.args, **call.kwargs)
 
-    def collect_hessians(self) -> None:
-        """One run of the block over its quantized inputs, counting every layer's inputs."""
+    def collect_hessians(self, enough: int = 0) -> None:
+        """One run of the block over its quantized inputs, counting every layer's inputs.
+
+        Experts that saw fewer than `enough` tokens are calibrated on their weights alone.
+        """
         handles = []
         shared: dict[tuple[int, Any], tuple[Tensor, Hessian]] = {}
         for work in self.layers.values():
@@ -90,6 +95,13 @@ class Window:
         finally:
             for handle in handles:
                 handle.remove()
+        for name, work in self.layers.items():
+            rows = 0 if work.hessian is None else work.hessian.rows
+            if is_expert(name) and rows < enough:
+                work.hessian = Hessian.blind(
+                    work.weight().shape[1], work.module.weight.device, rows
+                )
+                work.note = f"{rows} tokens reached this expert: calibrated on its weights alone"
 
 
 def _counter(
@@ -239,6 +251,7 @@ def _replace(model: nn.Module, window: Window) -> None:
             "scale_min": float(scales.min()),
             "scale_max": float(scales.max()),
             "histogram": _histogram(work.q),
+            "reason": work.note,
         }
         bias = None if work.module.bias is None else work.module.bias.detach()
         rank = 0 if work.low_rank is None else work.low_rank[1].shape[0]

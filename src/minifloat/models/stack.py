@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from minifloat.models.attention import attention_part
-from minifloat.models.feed_forward import experts_part, feed_forward_part
+from minifloat.models.feed_forward import feed_forward_part
+from minifloat.models.mixture import experts_part
 from minifloat.models.part import Part, strangers
 from minifloat.models.seam import ORDER, ROTATION, SCALE, Seam, Slot
 from minifloat.models.slots import columns, features, gains, is_norm, rows, subtracts_mean

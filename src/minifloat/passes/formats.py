@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minifloat.calibrate.stats import stride_for
 from minifloat.calibrate.walk import Pass, Window, Work
-from minifloat.errors import unknown
+from minifloat.errors import UserError, unknown
 from minifloat.formats import Format
 from minifloat.qtensor import scale_of
 from minifloat.scales import FULL_GRID, choose_format
@@ -89,7 +89,7 @@ def search_inputs(
             for handle in handles:
                 handle.remove()
         for name, work in static.items():
-            spec, rows = work.spec.input, samples[name].rows()
+            spec, rows = work.spec.input, samples[name].rows(name)
             assert spec is not None
             if spec.zero_point:
                 work.input_scale = scale_of(rows, spec)
@@ -131,7 +131,17 @@ class Sample:
         peak = x.abs().amax(1).argmax()
         self._parts += [x[::every].float(), x[peak : peak + 1].float()]
 
-    def rows(self) -> Tensor:
+    def rows(self, layer: str) -> Tensor:
+        """All rows taken.
+
+        Raises:
+            UserError: the layer was never called, such as an expert that no token was sent to.
+        """
+        if not self._parts:
+            raise UserError(
+                f"no calibration input reached {layer}, so its inputs have no static scale; "
+                "use more batches or dynamic inputs"
+            )
         return torch.cat(self._parts)
 
 
