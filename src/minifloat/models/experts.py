@@ -74,6 +74,11 @@ def is_expert(name: str) -> bool:
     return ".experts." in name
 
 
+def is_opened(name: str) -> bool:
+    """Whether the layer `name` belongs to `ExpertLayers`."""
+    return ".experts.layers." in name
+
+
 def _is_fused(module: Any) -> bool:
     """Whether a module has fused experts and says how they lie (transformers' experts interface)."""
     flags = ("has_gate", "has_bias", "is_transposed")
