@@ -151,6 +151,8 @@ def partners(module: nn.Module, dim: int, config: Any) -> tuple[int, ...] | None
         rotary = any("rotary" in n.lower() or "rope" in n.lower() for n in vars(file))
         return None if rotary else tuple(range(dim))
     turned = _rotary_channels(config, dim)
+    if turned is None:
+        return None
     numbers = turn(torch.arange(1.0, turned + 1).reshape(1, 1, 1, -1)).flatten()
     return *(int(n) - 1 for n in numbers.abs()), *range(turned, dim)
 
@@ -173,9 +175,11 @@ def _turn(file: Any) -> Callable[[Tensor], Tensor] | None:
     return by_right_angle
 
 
-def _rotary_channels(config: Any, dim: int) -> int:
-    """Channels of a head that are turned; the rest stay as they are."""
+def _rotary_channels(config: Any, dim: int) -> int | None:
+    """Channels of a head that are turned; the rest stay as they are. None if layers differ in that."""
     if isinstance(getattr(config, "rotary_dim", None), int):
         return int(config.rotary_dim)
     rope = getattr(config, "rope_parameters", None) or {}
-    return int(dim * rope.get("partial_rotary_factor", 1.0))
+    kinds = [kind for kind in rope.values() if isinstance(kind, dict)] or [rope]
+    shares = {kind.get("partial_rotary_factor", 1.0) for kind in kinds}
+    return int(dim * shares.pop()) if len(shares) == 1 else None

@@ -185,7 +185,8 @@ def _layout(norms: set[str]) -> tuple[str, str, tuple[str, ...]] | None:
 def _is_post_norm(config: Any) -> bool:
     """Whether flags of old models put the norms elsewhere than their names say."""
     moved = getattr(config, "apply_residual_connection_post_layernorm", False)
-    return bool(moved) or getattr(config, "do_layer_norm_before", True) is False
+    weighted = hasattr(config, "full_attn_alpha_factor")  # MiniMax adds the normalized stream
+    return bool(moved) or weighted or getattr(config, "do_layer_norm_before", True) is False
 
 
 def _head(model: nn.Module) -> tuple[str, nn.Module] | None:
