@@ -5,7 +5,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from minifloat.models.direct import is_read_directly
+from minifloat.models.irreplaceable import why_irreplaceable
 from minifloat.qtensor import fake_quantize
 from minifloat.spec import QuantSpec
 
@@ -109,7 +109,7 @@ def quantizable(block: nn.Module, prefix: str) -> dict[str, Layer]:
     return {
         f"{prefix}.{name}" if name else prefix: module
         for name, module in block.named_modules()
-        if _is_quantizable(module) and not is_read_directly(name, module)
+        if _is_quantizable(module) and not why_irreplaceable(name, module)
     }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from minifloat.models.attention import attention_part
 from minifloat.models.feed_forward import feed_forward_part
+from minifloat.models.latent_attention import latent_attention_part
 from minifloat.models.mixture import experts_part
 from minifloat.models.part import Part, strangers
 from minifloat.models.seam import ORDER, ROTATION, SCALE, Seam, Slot
@@ -166,6 +167,7 @@ def _residual(
 def _part(name: str, module: nn.Module, config: Any) -> Part | None:
     return (
         attention_part(name, module, getattr(module, "config", config))
+        or latent_attention_part(name, module)
         or state_space_part(name, module)
         or feed_forward_part(name, module)
         or experts_part(name, module)
