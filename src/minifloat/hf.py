@@ -12,11 +12,12 @@ from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.stored import stored_layers
 from minifloat.layers import packed_like
+from minifloat.models.experts import open_one
 from minifloat.models.split import split_layer
 from minifloat.plan import Plan
 
 # What `quantization_config` holds beside the method's name.
-CONFIG_KEYS = ("format_version", "rules", "layers", "splits")
+CONFIG_KEYS = ("format_version", "rules", "layers", "splits", "experts")
 
 
 def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
@@ -28,6 +29,8 @@ def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
     layers = stored_layers(config)
     for name, sizes in config.get("splits", {}).items():
         model.set_submodule(name, split_layer(_layer(model, name), sizes))
+    for name in config.get("experts", ()):
+        open_one(model, name)
     plan = Plan.from_json({"rules": config["rules"]})
     for name, stored in layers.items():
         old, spec = _layer(model, name), plan.spec_of(name)

@@ -35,7 +35,17 @@ FOLD: dict[str, Callable[[nn.Module, Seam, Tensor], None]] = {
     "order": fold_order,
     "rotation": fold_rotation,
 }
-COLUMNS = ("norm", "modulation", "value", "query", "up", "residual", "conv", "state space")
+COLUMNS = (
+    "norm",
+    "modulation",
+    "value",
+    "query",
+    "up",
+    "residual",
+    "latent",
+    "conv",
+    "state space",
+)
 PAGE = Path(__file__).parents[2] / "docs" / "seams.md"
 
 

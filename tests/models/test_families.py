@@ -45,6 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Starcoder2": {},
     "OPT": {"ffn_dim": 80, "word_embed_proj_dim": 48, "dropout": 0.0},
     "GPTNeoX": {},
+    "Llama4Text": {"num_local_experts": 4, "intermediate_size_mlp": 80},
 }
 
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from tests.models.fold_law import MODELS, PAGE, TINY, changes, page_with, table
+from tests.models.fold_law import (
+    MODELS,
+    PAGE,
+    TINY,
+    changes,
+    lively,
+    page_with,
+    seams_of,
+    table,
+)
 
 pytestmark = pytest.mark.filterwarnings("default")  # classes of transformers and diffusers warn
 
@@ -24,3 +33,21 @@ def test_there_are_as_many_families_as_we_say() -> None:
 
 def test_the_table_in_the_docs_is_what_the_models_have() -> None:
     assert PAGE.read_text() == page_with(table()), "run: python -m tests.models.fold_law"
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("language", "Gemma2"),
+        ("language", "Jamba"),
+        ("language", "GptOss"),
+        ("vision-language", "Qwen2VL"),
+        ("diffusion", "FluxTransformer2DModel"),
+        ("diffusion", "UNet2DConditionModel"),
+    ],
+)
+def test_seams_are_found_without_weights(group: str, name: str) -> None:
+    """A model that is loaded block by block has its seams before its weights."""
+    model, _ = lively(group, name)
+    found = seams_of(group, model)
+    assert seams_of(group, model.to("meta")) == found

@@ -22,6 +22,19 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_MLA = {
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "head_dim": 4,
+}
 _MAMBA2 = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -72,6 +85,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3Moe": {"num_experts": 4, **_MOE},
     "Olmoe": {"num_experts": 4, **_MOE},
     "GraniteMoe": {"num_local_experts": 4, **_MOE},
+    "DeepseekV2": {**_MLA, "q_lora_rank": None, "num_key_value_heads": 4},
+    "DeepseekV3": {**_MLA, "q_lora_rank": 8, "num_key_value_heads": 4},
     "GptOss": {"num_local_experts": 4, "sliding_window": 8, **_MOE},
     "Mamba": {"state_size": 6, "time_step_rank": 4},
     "FalconMamba": {"state_size": 6, "time_step_rank": 4},
@@ -101,7 +116,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_mem_rope": True,
     },
     "NemotronH": {
-        "layers_block_type": ["mamba", "attention"],
+        "layers_block_type": ["mamba", "attention", "moe"],
+        "num_hidden_layers": 3,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 24,
         "mamba_num_heads": 8,
         "mamba_head_dim": 8,
         "ssm_state_size": 6,

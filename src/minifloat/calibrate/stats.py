@@ -5,7 +5,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from minifloat.models.direct import is_read_directly
+from minifloat.models.irreplaceable import why_irreplaceable
 from minifloat.qtensor import fake_quantize
 from minifloat.spec import QuantSpec
 
@@ -31,6 +31,14 @@ class Hessian:
         """Count rows [N, in]."""
         _add_lower(self.total, rows.float())
         self.rows += rows.shape[0]
+
+    @staticmethod
+    def blind(features: int, device: torch.device, rows: int = 0) -> "Hessian":
+        """All inputs alike, for a layer that saw only `rows`: errors count as errors of weights."""
+        hessian = Hessian(features, device)
+        hessian.total.diagonal().fill_(max(1, rows))
+        hessian.rows = rows
+        return hessian
 
     @property
     def value(self) -> Tensor:
@@ -101,7 +109,7 @@ def quantizable(block: nn.Module, prefix: str) -> dict[str, Layer]:
     return {
         f"{prefix}.{name}" if name else prefix: module
         for name, module in block.named_modules()
-        if _is_quantizable(module) and not is_read_directly(name, module)
+        if _is_quantizable(module) and not why_irreplaceable(name, module)
     }
 
 

@@ -64,6 +64,12 @@ class Team:
             distributed.all_reduce(x)
         return x
 
+    def least(self, x: Tensor) -> Tensor:
+        """The smallest of every element over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(x, distributed.ReduceOp.MIN)
+        return x
+
     def total(self, value: float) -> float:
         """The sum of a number over all processes."""
         return float(self.sum(torch.tensor(value, dtype=torch.float64))) if self.size > 1 else value

@@ -23,6 +23,7 @@ from minifloat.calibrate.team import ALONE, Team
 from minifloat.errors import UserError
 from minifloat.layers import packed_like
 from minifloat.models.adapter import Adapter
+from minifloat.models.experts import is_expert
 from minifloat.qtensor import QTensor, decode
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
@@ -40,6 +41,7 @@ class Work:
     q: QTensor | None = None
     low_rank: tuple[Tensor, Tensor] | None = None
     input_scale: Scale | None = None
+    note: str = ""  # what the ledger shall say of it
 
     def weight(self) -> Tensor:
         """The full-precision weight as a matrix [out, in] in float32."""
@@ -77,8 +79,11 @@ class Window:
         call = self.calls[index]
         return self.block(*call.args, **call.kwargs)
 
-    def collect_hessians(self) -> None:
-        """One run of the block over its quantized inputs, counting every layer's inputs."""
+    def collect_hessians(self, enough: int = 0) -> None:
+        """One run of the block over its quantized inputs, counting every layer's inputs.
+
+        Experts that saw fewer than `enough` tokens are calibrated on their weights alone.
+        """
         handles = []
         shared: dict[tuple[int, Any], tuple[Tensor, Hessian]] = {}
         for work in self.layers.values():
@@ -93,10 +98,32 @@ class Window:
         finally:
             for handle in handles:
                 handle.remove()
-        found = {id(work.hessian): work.hessian for work in self.layers.values() if work.hessian}
-        for hessian in found.values():
-            self.team.sum(hessian.total)
-            hessian.rows = int(self.team.total(hessian.rows))
+        self._sum_hessians()
+        for name, work in self.layers.items():
+            rows = 0 if work.hessian is None else work.hessian.rows
+            if is_expert(name) and rows < enough:
+                work.hessian = Hessian.blind(
+                    work.weight().shape[1], work.module.weight.device, rows
+                )
+                work.note = f"{rows} tokens reached this expert: calibrated on its weights alone"
+
+    def _sum_hessians(self) -> None:
+        """Sum over the team; a layer that only others called (an expert) adds nothing."""
+        if self.team.size == 1:
+            return
+        works = [w for w in self.layers.values() if getattr(w.module, "groups", 1) == 1]
+        first: dict[int, int] = {}
+        own = [first.setdefault(id(w.hessian or w), i) for i, w in enumerate(works)]
+        owners = self.team.least(torch.tensor(own)).tolist()
+        for index, (work, owner) in enumerate(zip(works, owners, strict=True)):
+            if owner < index:
+                work.hessian = works[owner].hessian
+                continue
+            w = work.module.weight
+            found = work.hessian or Hessian(w[0].numel(), w.device)
+            self.team.sum(found.total)
+            found.rows = int(self.team.total(found.rows))
+            work.hessian = found if found.rows else None
 
 
 def _counter(
@@ -285,6 +312,7 @@ def _replace(model: nn.Module, window: Window) -> None:
             "scale_max": float(scales.max()),
             "zeros_before": int((w == 0).sum()),
             "histogram": _histogram(work.q),
+            "reason": work.note,
         }
         bias = None if work.module.bias is None else work.module.bias.detach()
         rank = 0 if work.low_rank is None else work.low_rank[1].shape[0]

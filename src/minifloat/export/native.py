@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minifloat.errors import UserError
 from minifloat.export.stored import FORMAT_VERSION, Stored
 from minifloat.layers import QLayer
+from minifloat.models.experts import ExpertLayers
 from minifloat.models.split import SplitLayer
 from minifloat.plan import Plan
 from minifloat.shards import Entry, write
@@ -32,7 +33,9 @@ def quantization_config(model: nn.Module, plan: Plan) -> dict[str, Any]:
     packed = [(name, m) for name, m in model.named_modules() if isinstance(m, QLayer)]
     config = configuration(plan, {name: Stored.of(layer) for name, layer in packed})
     splits = {n: m.sizes for n, m in model.named_modules() if isinstance(m, SplitLayer)}
-    return config | ({"splits": splits} if splits else {})
+    experts = [n for n, m in model.named_modules() if isinstance(m, ExpertLayers)]
+    changed = {"splits": splits, "experts": experts}
+    return config | {key: value for key, value in changed.items() if value}
 
 
 def configuration(plan: Plan, layers: dict[str, Stored]) -> dict[str, Any]:

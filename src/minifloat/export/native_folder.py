@@ -12,6 +12,7 @@ from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Shape
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.stored import Stored, stored_layers
+from minifloat.models.experts import is_opened
 from minifloat.packing import packed_width, unpack
 from minifloat.plan import Plan
 from minifloat.qtensor import QTensor
@@ -165,8 +166,13 @@ def _check_scales(
 
 
 def refuse_special(folder: NativeFolder, name: str, to: str) -> None:
-    """Refuse what no contract here has, whatever its spec: convolutions and low-rank branches."""
+    """Refuse what no contract here has, whatever its spec: convolutions, low-rank branches, experts."""
     stored = folder.stored[name]
+    if is_opened(name):
+        raise UserError(
+            f"{to} cannot hold {name}: readers expect experts by other names and in one parameter; "
+            "quantize without open_experts for them"
+        )
     if stored.kernel is not None:
         raise UserError(
             f"{to} cannot hold {name}: it is {stored}, and readers take quantized linear layers alone; "

@@ -5,13 +5,14 @@ projection undo; several query heads read one value head under GQA. Queries and 
 what divides one may multiply the other, equally in both channels of a rotated pair.
 """
 
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minifloat.models.part import Part, strangers
 from minifloat.models.seam import MAPS, SCALE, Seam, Slot
@@ -145,18 +146,40 @@ def partners(module: nn.Module, dim: int, config: Any) -> tuple[int, ...] | None
     GPT-J); its function is asked which. None if the file has rotary embeddings of another form.
     """
     file = sys.modules[type(module).__module__]
-    turn = getattr(file, "rotate_half", None) or getattr(file, "rotate_every_two", None)
+    turn = _turn(file)
     if turn is None:
         rotary = any("rotary" in n.lower() or "rope" in n.lower() for n in vars(file))
         return None if rotary else tuple(range(dim))
     turned = _rotary_channels(config, dim)
+    if turned is None:
+        return None
     numbers = turn(torch.arange(1.0, turned + 1).reshape(1, 1, 1, -1)).flatten()
     return *(int(n) - 1 for n in numbers.abs()), *range(turned, dim)
 
 
-def _rotary_channels(config: Any, dim: int) -> int:
-    """Channels of a head that are turned; the rest stay as they are."""
+def _turn(file: Any) -> Callable[[Tensor], Tensor] | None:
+    """What a model's file turns by a right angle with."""
+    for name in ("rotate_half", "rotate_every_two"):
+        if hasattr(file, name):
+            turn: Callable[[Tensor], Tensor] = getattr(file, name)
+            return turn
+    whole = getattr(file, "_apply_rotary_emb", None)  # GPT-OSS
+    if whole is None or list(inspect.signature(whole).parameters) != ["x", "cos", "sin"]:
+        return None
+
+    def by_right_angle(x: Tensor) -> Tensor:
+        half = x[..., : x.shape[-1] // 2]
+        turned: Tensor = whole(x, torch.zeros_like(half), torch.ones_like(half))
+        return turned
+
+    return by_right_angle
+
+
+def _rotary_channels(config: Any, dim: int) -> int | None:
+    """Channels of a head that are turned; the rest stay as they are. None if layers differ in that."""
     if isinstance(getattr(config, "rotary_dim", None), int):
         return int(config.rotary_dim)
     rope = getattr(config, "rope_parameters", None) or {}
-    return int(dim * rope.get("partial_rotary_factor", 1.0))
+    kinds = [kind for kind in rope.values() if isinstance(kind, dict)] or [rope]
+    shares = {kind.get("partial_rotary_factor", 1.0) for kind in kinds}
+    return int(dim * shares.pop()) if len(shares) == 1 else None

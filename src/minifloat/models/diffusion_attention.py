@@ -21,6 +21,16 @@ _QUERY_NORMS = ("norm_q", "norm_added_q")
 _KEY_NORMS = ("norm_k", "norm_added_k")
 _KNOWN = {*_QUERIES, *_KEYS, *_VALUES, *_QUERY_NORMS, *_KEY_NORMS, "to_out", "to_add_out"}
 _KNOWN |= {"group_norm", "norm_cross"}
+# Processors that turn nothing; any other may have rotary embeddings, which come in many forms.
+_WITHOUT_ROPE = (
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "AttnAddedKVProcessor",
+    "AttnAddedKVProcessor2_0",
+    "JointAttnProcessor2_0",
+    "SanaAttnProcessor2_0",
+    "SanaLinearAttnProcessor2_0",
+)
 
 
 def is_attention(module: Any) -> bool:
@@ -30,9 +40,7 @@ def is_attention(module: Any) -> bool:
     return all(map(is_layer, layers)) and has_heads and not strangers(module, _KNOWN)
 
 
-def attention_seams(
-    name: str, module: nn.Module, *, has_rope: bool, outputs: tuple[Slot, ...] = ()
-) -> Iterator[Seam]:
+def attention_seams(name: str, module: nn.Module, outputs: tuple[Slot, ...] = ()) -> Iterator[Seam]:
     """Values to outputs, queries to keys, and the norm inside if there is one.
 
     `outputs` read the values where the block has the output layer (Flux's single blocks).
@@ -49,7 +57,7 @@ def attention_seams(
     if outputs and features(layers["to_k"])[0] == width:
         values = _rows(name, layers, _VALUES)
         yield Seam(name, "value", width, values, outputs, MAPS, cell=dim)
-        yield from _query_seam(name, module, layers, dim, copies, has_rope)
+        yield from _query_seam(name, module, layers, dim, copies)
     norm = getattr(module, "group_norm", None)
     if norm is not None and (gain := gains(f"{name}.group_norm", norm)):
         reads = (s for n in ("to_q", "to_k", "to_v") for s in columns(f"{name}.{n}", layers[n]))
@@ -62,10 +70,10 @@ def _query_seam(
     layers: dict[str, nn.Module],
     dim: int,
     copies: int,
-    has_rope: bool,
 ) -> Iterator[Seam]:
-    """Queries to keys; through the gains where norms follow. RoPE has many forms: one scale a head."""
+    """Queries to keys; through the gains where norms follow. Under RoPE one scale serves a head."""
     width = features(layers["to_k"])[0]
+    has_rope = type(getattr(module, "processor", None)).__name__ not in _WITHOUT_ROPE
     heads = tuple(i // dim for i in range(width)) if has_rope else ()
     share = {"block": dim, "copies": copies} if copies > 1 else {}
     norms = _present(module, (*_QUERY_NORMS, *_KEY_NORMS))

@@ -4,8 +4,6 @@ Behind a GroupNorm comes SiLU in a residual block, so no scale passes from the f
 second; but inside a group of the norm between them channels may change places.
 """
 
-import inspect
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,9 +33,7 @@ def _of(name: str, module: Any, model: nn.Module) -> Iterator[Seam]:
         if (seam := feed_forward_seam(name, module)) is not None:
             yield seam
     elif is_attention(module):
-        yield from attention_seams(
-            name, module, has_rope=_has_rope(model), outputs=_outside(name, model)
-        )
+        yield from attention_seams(name, module, _outside(name, model))
     elif is_layer(getattr(module, "proj_mlp", None)) and is_layer(module.proj_out):
         yield _parallel_mlp(name, module)
     yield from block_seams(name, module)
@@ -83,13 +79,3 @@ def _outside(name: str, model: nn.Module) -> tuple[Slot, ...]:
     if is_layer(getattr(parent, "proj_mlp", None)) and is_layer(parent.proj_out):
         return columns(f"{parent_name}.proj_out", parent.proj_out)
     return ()
-
-
-def _has_rope(model: nn.Module) -> bool:
-    """Whether a model may turn its queries and keys: by the words of its file and its arguments."""
-    words = [
-        *vars(sys.modules[type(model).__module__]),
-        *inspect.signature(model.forward).parameters,
-    ]
-    words += [type(module).__name__ for module in model.modules()]
-    return any("rope" in w.lower() or "rotary" in w.lower() for w in words)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from minifloat.models.part import Part, strangers
-from minifloat.models.seam import ORDER, SCALE, Seam, Slot
+from minifloat.models.seam import ORDER, SCALE, Seam
 from minifloat.models.slots import columns, features, is_layer, rows
 
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
@@ -24,8 +24,6 @@ _PLAIN = (
     ("fc_in", "fc_out"),
     ("dense_h_to_4h", "dense_4h_to_h"),
 )
-_ROUTERS = ("gate", "router")
-_SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 
 
 def feed_forward_part(name: str, module: nn.Module, known: tuple[str, ...] = ()) -> Part | None:
@@ -44,79 +42,6 @@ def feed_forward_part(name: str, module: nn.Module, known: tuple[str, ...] = ())
             same = features(getattr(module, up))[0] == features(getattr(module, down))[1]
             return _plain(name, module, up, down) if same else None
     return None
-
-
-def experts_part(name: str, module: nn.Module) -> Part | None:
-    """The branch of a mixture of experts: router, experts, and an expert that all tokens visit."""
-    children = dict(module.named_children())
-    router, shared = (
-        next((n for n in names if n in children), None) for names in (_ROUTERS, _SHARED)
-    )
-    experts = children.get("experts")
-    if router is None or experts is None:
-        return None
-    own = {"weight", "bias", "e_score_correction_bias"}
-    odd = strangers(module, {router, "experts", str(shared), "shared_expert_gate"})
-    if odd or strangers(children[router], own):
-        return None
-    inner = _experts(f"{name}.experts", experts)
-    parts = [inner]
-    if shared is not None:
-        parts.append(feed_forward_part(f"{name}.{shared}", children[shared]))
-    reads = columns(f"{name}.{router}", children[router])
-    if "shared_expert_gate" in children:
-        reads += columns(f"{name}.shared_expert_gate", children["shared_expert_gate"])
-    return joined("mlp", [Part("mlp", reads, ()), *parts])
-
-
-def joined(kind: str, parts: list[Part | None]) -> Part | None:
-    """Several branches as one; None if one of them is not known."""
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        return None
-    return Part(
-        kind,
-        tuple(slot for part in known for slot in part.reads),
-        tuple(slot for part in known for slot in part.writes),
-        tuple(seam for part in known for seam in part.seams),
-    )
-
-
-def _experts(name: str, experts: Any) -> Part | None:
-    """Experts of their own layers, or in the 3-D parameters of transformers 5."""
-    if isinstance(experts, nn.ModuleList):
-        parts = [feed_forward_part(f"{name}.{i}", expert) for i, expert in enumerate(experts)]
-        return joined("mlp", parts)
-    names = {"gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"}
-    if not hasattr(experts, "gate_up_proj") or strangers(experts, names):
-        return None
-    transposed = hasattr(experts, "gate_up_proj_bias")  # GPT-OSS: [experts, in, out], pairs
-    width = experts.down_proj.shape[1 if transposed else 2]
-    count = experts.down_proj.shape[0]
-    make = _expert_in_pairs if transposed else _expert
-    seams = tuple(make(name, i, width) for i in range(count))
-    reads = (Slot(f"{name}.gate_up_proj", 1 if transposed else 2),)
-    bias = (Slot(f"{name}.down_proj_bias", 1),) if transposed else ()
-    writes = (Slot(f"{name}.down_proj", 2 if transposed else 1), *bias)
-    return Part("mlp", reads, writes, seams)
-
-
-def _expert(name: str, row: int, width: int) -> Seam:
-    """Expert `row` of gate_up_proj [experts, 2 * width, in] and down_proj [experts, out, width]."""
-    up = Slot(f"{name}.gate_up_proj", 0, start=width, at=(row,))
-    gate = Slot(f"{name}.gate_up_proj", 0, at=(row,))
-    down = Slot(f"{name}.down_proj", 1, at=(row,))
-    return Seam(f"{name}.{row}", "up", width, (up,), (down,), (SCALE, ORDER), (gate,))
-
-
-def _expert_in_pairs(name: str, row: int, width: int) -> Seam:
-    """GPT-OSS: gate and up alternate, and (up + 1) is clamped, so that only orders pass."""
-    pairs = (
-        Slot(f"{name}.gate_up_proj", 1, unit=2, at=(row,)),
-        Slot(f"{name}.gate_up_proj_bias", 0, unit=2, at=(row,)),
-    )
-    down = Slot(f"{name}.down_proj", 0, at=(row,))
-    return Seam(f"{name}.{row}", "up", width, pairs, (down,), (ORDER,))
 
 
 def _gated(name: str, module: nn.Module, gate: str, up: str, down: str) -> Part:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from minifloat.models.direct import is_read_directly
+from minifloat.models.irreplaceable import why_irreplaceable
 
 
 def _is_fused_expert(name: str, module: nn.Module) -> bool:
@@ -15,10 +15,6 @@ def _is_fused_expert(name: str, module: nn.Module) -> bool:
 # The first that is true of (parameter's name, the module that holds it) gives the reason.
 _REASONS: tuple[tuple[Callable[[str, nn.Module], bool], str], ...] = (
     (lambda name, _: name.endswith("bias"), "biases stay in full precision"),
-    (
-        lambda name, module: is_read_directly(name.rpartition(".")[0], module),
-        "the model reads this weight itself and never calls the layer",
-    ),
     (
         lambda _, module: isinstance(module, nn.Conv1d),
         "one-dimensional convolutions stay in full precision",
@@ -41,7 +37,10 @@ _REASONS: tuple[tuple[Callable[[str, nn.Module], bool], str], ...] = (
 
 def why_kept(name: str, module: nn.Module, is_planned: bool) -> str:
     """The reason for the parameter `name` of a module; `is_planned` if the plan had a say in it."""
-    if is_planned and name.endswith(".weight"):
-        return "the plan keeps this layer"
+    if name.endswith(".weight"):
+        if is_planned:
+            return "the plan keeps this layer"
+        if reason := why_irreplaceable(name.removesuffix(".weight"), module):
+            return reason
     found = (reason for applies, reason in _REASONS if applies(name, module))
     return next(found, "not a linear layer or convolution inside a block")

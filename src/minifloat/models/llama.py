@@ -49,9 +49,10 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """The module that holds the blocks."""
     getter = getattr(model, "get_decoder", None)
     decoder = getter() if callable(getter) else None
-    if not isinstance(decoder, nn.Module) or not any(hasattr(decoder, name) for name in _LISTS):
-        raise _unknown_model(model)
-    return decoder
+    for found in (decoder, getattr(decoder, "model", None)):  # Llama 4 says that it is its own
+        if isinstance(found, nn.Module) and any(hasattr(found, name) for name in _LISTS):
+            return found
+    raise _unknown_model(model)
 
 
 def _unknown_model(model: nn.Module) -> UserError:

@@ -106,25 +106,28 @@ def shared_seams(model: nn.Module) -> Iterator[Seam]:
     ]
     if not blocks or len(layers) != 1 or not isinstance(layers[0][1].bias, Tensor):
         return
-    shared, layer = layers[0]
-    for use, (shift, scale) in {"mixer": (0, 1), "mlp": (3, 4)}.items():
-        leaves = [
-            _under("attn1", _QKV) if use == "mixer" else (_TABLED[type(block).__name__],)
-            for _, block in blocks
-        ]
-        width = _width(blocks[0][1], leaves[0])
-        producers = [
-            Slot(f"{shared}.{kind}", 0, start=chunk * width)
-            for chunk in (shift, scale)
+    name = layers[0][0]
+    width = features(layers[0][1])[0] // 6
+    for use, (shifts, scales) in _SIX[1].items():
+        rows = [
+            Slot(f"{name}.{kind}", 0, start=i * width)
+            for i in (*shifts, *scales)
             for kind in ("weight", "bias")
         ]
-        reads: list[Slot] = []
-        for (name, block), names in zip(blocks, leaves, strict=True):
-            ahead = (0,) * (_table(block).ndim - 2)
-            producers.append(Slot(f"{name}.scale_shift_table", 0, at=(*ahead, shift)))
-            producers.append(Slot(f"{name}.scale_shift_table", 0, at=(*ahead, scale), offset=1.0))
-            reads += _columns(name, block, names)
-        yield Seam(f"{shared}.{use}", "modulation", width, tuple(producers), tuple(reads), (SCALE,))
+        rows += [slot for block in blocks for slot in _offsets(*block, shifts[0], scales[0])]
+        reads = [slot for block in blocks for slot in _tabled_reads(*block, use)]
+        yield Seam(f"{name}.{use}", "modulation", width, tuple(rows), tuple(reads), (SCALE,))
+
+
+def _offsets(name: str, block: nn.Module, shift: int, scale: int) -> tuple[Slot, Slot]:
+    """A block's own addends to the shared shift and scale; the 1 + is counted here."""
+    ahead, table = (0,) * (_table(block).ndim - 2), f"{name}.scale_shift_table"
+    return Slot(table, 0, at=(*ahead, shift)), Slot(table, 0, at=(*ahead, scale), offset=1.0)
+
+
+def _tabled_reads(name: str, block: nn.Module, use: str) -> tuple[Slot, ...]:
+    mlp = (_TABLED[type(block).__name__],)
+    return _columns(name, block, _under("attn1", _QKV) if use == "mixer" else mlp)
 
 
 def last_seam(model: Any) -> Iterator[Seam]:

@@ -64,18 +64,22 @@ def gain_offset(norm: nn.Module) -> float:
     """1 if the norm multiplies with 1 + weight, 0 if with its weight."""
     if isinstance(norm, nn.GroupNorm):  # wants its channels elsewhere
         return 0.0
-    probe = copy.deepcopy(norm).cpu().float()
-    for parameter in probe.parameters():
-        parameter.zero_()
-    return float(probe(_numbers(norm)).abs().max() > 0.01)
+    return float(_probe(norm, gain=0.0)(_numbers(norm)).abs().max() > 0.01)
 
 
 @torch.no_grad()
 def subtracts_mean(norm: nn.Module, width: int) -> bool:
     """Whether a norm is blind to a constant in all channels, and so no friend of rotations."""
-    x = _numbers(norm, width)
-    probe = copy.deepcopy(norm).cpu().float()
+    x, probe = _numbers(norm, width), _probe(norm, gain=1.0)
     return bool(torch.allclose(probe(x), probe(x + 1), atol=1e-3))
+
+
+def _probe(norm: nn.Module, gain: float) -> nn.Module:
+    """A copy of a norm with a gain of our own and no bias; the norm itself may be on any device."""
+    probe = copy.deepcopy(norm).to_empty(device="cpu").float()
+    for name, parameter in probe.named_parameters():
+        parameter.fill_(gain if name == "weight" else 0.0)
+    return probe
 
 
 def _numbers(norm: nn.Module, width: int = 0) -> Tensor:

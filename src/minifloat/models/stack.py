@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from minifloat.models.attention import attention_part
-from minifloat.models.feed_forward import experts_part, feed_forward_part
+from minifloat.models.feed_forward import feed_forward_part
+from minifloat.models.latent_attention import latent_attention_part
+from minifloat.models.mixture import experts_part
 from minifloat.models.part import Part, strangers
 from minifloat.models.seam import ORDER, ROTATION, SCALE, Seam, Slot
 from minifloat.models.slots import columns, features, gains, is_norm, rows, subtracts_mean
@@ -135,36 +137,32 @@ def _residual(
     writers: Sequence[Slot],
 ) -> Iterator[Seam]:
     """The stream: from embeddings and branches to the readers of every block and the head."""
-    produced, norms, odd = list(writers), [], []
-    for name, child in decoder.named_children():
-        if isinstance(child, nn.Embedding):
-            produced += rows(f"{prefix}.{name}", child)
-        elif is_norm(child):
-            norms.append((f"{prefix}.{name}", child))
-        elif not isinstance(child, nn.ModuleList) and list(child.parameters()):
-            odd.append(name)
-    if odd or head is None or not produced or not all(block.closed for block in blocks):
+    children = [(f"{prefix}.{name}", c) for name, c in decoder.named_children() if _has_weights(c)]
+    first = [slot for name, c in children if isinstance(c, nn.Embedding) for slot in rows(name, c)]
+    norms = [(name, child) for name, child in children if is_norm(child)]
+    odd = len(children) - len(first) - len(norms)  # all but the list of blocks
+    if odd != 1 or head is None or not first or not all(block.closed for block in blocks):
         return
-    width = decoder.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    parts = [part for block in blocks for part in block.parts.values()]
     norms += [(f"{b.name}.{n}", norm) for b in blocks for n, norm in b.norms.items()]
-    follow = [slot for name, norm in norms for slot in gains(name, norm)]
-    is_turnable = not any(block.layout and block.layout[2] for block in blocks)
-    is_turnable = is_turnable and not any(subtracts_mean(norm, width) for _, norm in norms)
-    yield Seam(
-        prefix,
-        "residual",
-        width,
-        (*produced, *(slot for part in parts for slot in part.writes)),
-        (*(slot for part in parts for slot in part.reads), *columns(*head)),
-        (ORDER, ROTATION) if is_turnable else (ORDER,),
-        tuple(follow),
-    )
+    width = features(head[1])[1]
+    can_turn = not any(block.layout and block.layout[2] for block in blocks)
+    can_turn = can_turn and not any(subtracts_mean(norm, width) for _, norm in norms)
+    parts = [part for block in blocks for part in block.parts.values()]
+    writes = (*first, *writers, *(slot for part in parts for slot in part.writes))
+    reads = (*(slot for part in parts for slot in part.reads), *columns(*head))
+    maps = (ORDER, ROTATION) if can_turn else (ORDER,)
+    follow = tuple(slot for name, norm in norms for slot in gains(name, norm))
+    yield Seam(prefix, "residual", width, writes, reads, maps, follow)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _part(name: str, module: nn.Module, config: Any) -> Part | None:
     return (
         attention_part(name, module, getattr(module, "config", config))
+        or latent_attention_part(name, module)
         or state_space_part(name, module)
         or feed_forward_part(name, module)
         or experts_part(name, module)
@@ -184,7 +182,8 @@ def _layout(norms: set[str]) -> tuple[str, str, tuple[str, ...]] | None:
 def _is_post_norm(config: Any) -> bool:
     """Whether flags of old models put the norms elsewhere than their names say."""
     moved = getattr(config, "apply_residual_connection_post_layernorm", False)
-    return bool(moved) or getattr(config, "do_layer_norm_before", True) is False
+    weighted = hasattr(config, "full_attn_alpha_factor")  # MiniMax adds the normalized stream
+    return bool(moved) or weighted or getattr(config, "do_layer_norm_before", True) is False
 
 
 def _head(model: nn.Module) -> tuple[str, nn.Module] | None:

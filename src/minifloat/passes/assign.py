@@ -51,9 +51,13 @@ def _shared_outers(window: Window) -> dict[str, Tensor]:
     return found
 
 
-def collect() -> Pass:
-    """Count the inputs of every layer, for the passes and figures that need a Hessian."""
-    return lambda window: window.collect_hessians()
+def collect(enough: int = 64) -> Pass:
+    """Count the inputs of every layer, for the passes and figures that need a Hessian.
+
+    An expert that fewer than `enough` tokens reach is calibrated on its weights alone, and the ledger
+    says so: the second moment of a few tokens is mostly zero, and errors would hide there.
+    """
+    return lambda window: window.collect_hessians(enough)
 
 
 @torch.no_grad()

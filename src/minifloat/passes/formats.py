@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minifloat.calibrate.stats import stride_for
+from minifloat.calibrate.stats import Layer, stride_for
 from minifloat.calibrate.walk import Pass, Window, Work
-from minifloat.errors import unknown
+from minifloat.errors import UserError, unknown
 from minifloat.formats import Format
 from minifloat.qtensor import scale_of
 from minifloat.scales import FULL_GRID, choose_format
@@ -76,7 +76,8 @@ def search_inputs(
         }
         if not static:
             return
-        samples = {name: Sample(_SAMPLE // len(window.calls)) for name in static}
+        values = _SAMPLE // len(window.calls)
+        samples = {name: Sample(values, work.module) for name, work in static.items()}
         handles = [
             work.module.register_forward_pre_hook(_sampler(samples[name]))
             for name, work in static.items()
@@ -91,6 +92,11 @@ def search_inputs(
         for name, work in static.items():
             spec, rows = work.spec.input, window.team.gather(samples[name].rows())
             assert spec is not None
+            if not len(rows):
+                raise UserError(
+                    f"no calibration input reached {name}, so its inputs have no static scale; "
+                    "use more batches or dynamic inputs"
+                )
             if spec.zero_point:
                 work.input_scale = scale_of(rows, spec)
                 continue
@@ -121,8 +127,9 @@ def _weight_moment(work: Work) -> Tensor | None:
 class Sample:
     """Rows [N, features] of a layer's inputs: evenly spaced ones, and the one with the peak."""
 
-    def __init__(self, values_a_call: int) -> None:
-        self._values = values_a_call
+    def __init__(self, values_a_call: int, module: Layer) -> None:
+        features = module.weight.shape[1] * getattr(module, "groups", 1)
+        self._values, self._none = values_a_call, module.weight.new_empty(0, features).float()
         self._parts: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
@@ -132,7 +139,8 @@ class Sample:
         self._parts += [x[::every].float(), x[peak : peak + 1].float()]
 
     def rows(self) -> Tensor:
-        return torch.cat(self._parts)
+        """All rows taken; none where the layer was never called, such as an expert without tokens."""
+        return torch.cat([self._none, *self._parts])
 
 
 def _sampler(sample: Sample) -> Callable[[nn.Module, tuple[Any, ...]], None]:
