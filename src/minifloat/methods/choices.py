@@ -25,10 +25,10 @@ def candidates(family: str, bits: int, *, signed: bool = True) -> list[Format]:
     ]
 
 
-def rounder(name: str, *, steps: int, lr: float) -> Pass:
+def rounder(name: str, *, steps: int, lr: float, scale_aware: bool = False) -> Pass:
     """The pass that rounds weights, by name; all but nearest and learned need Hessians."""
     rounders: dict[str, Pass] = {
-        "learned": learn_rounding(steps=steps, lr=lr),
+        "learned": learn_rounding(steps=steps, lr=lr, scale_aware=scale_aware),
         "nearest": round_to_nearest(),
         "gptq": solve_gptq(),
     }

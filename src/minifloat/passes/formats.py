@@ -2,7 +2,8 @@
 
 A real exponent bias is a scale, so "encoding and bias" of Kuzmin et al. (arXiv 2208.09225) and of
 Chen et al. (arXiv 2408.06995) is a search over formats and clip values. It is run for weights as they
-are, and for static activations on rows sampled from all calibration batches.
+are, and for static activations on rows sampled from all calibration batches. Dynamic activations
+choose a format alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,22 +75,9 @@ def search_inputs(
             for name, work in window.layers.items()
             if work.spec.input is not None and not work.spec.input.dynamic
         }
-        if not static:
-            return
-        samples = {name: Sample(_SAMPLE // len(window.calls)) for name in static}
-        handles = [
-            work.module.register_forward_pre_hook(_sampler(samples[name]))
-            for name, work in static.items()
-        ]
-        try:
-            with quantized_weights(window):
-                for index in range(len(window.calls)):
-                    window.forward(index)
-        finally:
-            for handle in handles:
-                handle.remove()
+        samples = sample_inputs(window, static)
         for name, work in static.items():
-            spec, rows = work.spec.input, samples[name].rows()
+            spec, rows = work.spec.input, samples[name]
             assert spec is not None
             if spec.zero_point:
                 work.input_scale = scale_of(rows, spec)
@@ -99,6 +87,28 @@ def search_inputs(
             spec, work.input_scale = choose_format(
                 rows, spec, formats, grid, moment=moment, coarse=_COARSE
             )
+            work.spec = replace(work.spec, input=spec)
+
+    return apply
+
+
+def choose_online_formats(candidates: Sequence[Format]) -> Pass:
+    """Give every dynamic input the candidate of least error in the layer's output.
+
+    Scales follow the tokens at run time; the format is what a calibration can choose.
+    """
+
+    def apply(window: Window) -> None:
+        online = {
+            name: work
+            for name, work in window.layers.items()
+            if work.spec.input is not None and work.spec.input.dynamic
+        }
+        for name, rows in sample_inputs(window, online).items():
+            work = online[name]
+            assert work.spec.input is not None
+            moment = _weight_moment(work)
+            spec, _ = choose_format(rows, work.spec.input, candidates, (1.0,), moment=moment)
             work.spec = replace(work.spec, input=spec)
 
     return apply
@@ -116,6 +126,25 @@ def _weight_moment(work: Work) -> Tensor | None:
     w = work.module.weight.detach().float()
     flat = w.movedim(1, -1).reshape(-1, w.shape[1])
     return flat.T @ flat
+
+
+def sample_inputs(window: Window, works: dict[str, Work]) -> dict[str, Tensor]:
+    """Rows [N, features] of the inputs of some layers, behind quantized weights."""
+    if not works:
+        return {}
+    samples = {name: Sample(_SAMPLE // len(window.calls)) for name in works}
+    handles = [
+        work.module.register_forward_pre_hook(_sampler(samples[name]))
+        for name, work in works.items()
+    ]
+    try:
+        with quantized_weights(window):
+            for index in range(len(window.calls)):
+                window.forward(index)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: sample.rows() for name, sample in samples.items()}
 
 
 class Sample:
