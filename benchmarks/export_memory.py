@@ -18,10 +18,10 @@ from torch import Tensor
 
 from minifloat import formats
 from minifloat.export.native import configuration
-from minifloat.export.shards import write
 from minifloat.export.stored import Stored
 from minifloat.export.write import export
 from minifloat.plan import Plan
+from minifloat.shards import write
 from minifloat.spec import LayerSpec, QuantSpec
 
 WIDTH, FEED, KEYS, TOKENS = 4096, 14336, 1024, 128256

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "minifloat"
 LAYERS = (
     ("errors", "autoload", "charts", "memory"),
-    ("formats", "fetch"),
-    ("grids",),
+    ("formats", "fetch", "shards"),
+    ("grids", "demo"),
     ("rounding",),
     ("spec", "tiles"),
     ("scales", "packing", "plan"),
@@ -24,8 +24,9 @@ LAYERS = (
     ("methods",),
     ("hf",),
     ("hf_diffusers",),
-    ("report",),
-    ("job", "demo"),
+    ("report", "pictures"),
+    ("card",),
+    ("jobs",),
     ("cli", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -105,7 +105,7 @@ def test_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("report", [{"ledger": []}, {}, dict.fromkeys(full())])
 def test_empty(report: dict[str, Any], tmp_path: Path) -> None:
     html = Balanced(write_report(report, tmp_path).read_text())
-    assert "No size or perplexity" in html.text
+    assert "No size or quality" in html.text
     assert summary_table(report) == []
 
 

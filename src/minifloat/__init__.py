@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from minifloat.formats import FORMATS, Format
     from minifloat.method import Method, quantize
     from minifloat.methods import METHODS
+    from minifloat.models.zoo import zoo
     from minifloat.plan import Plan
     from minifloat.qtensor import QTensor, decode, encode, fake_quantize
     from minifloat.rounding import round_to
@@ -33,6 +34,7 @@ _HOMES = {
     "SPECS": "spec",
     "LayerSpec": "spec",
     "QuantSpec": "spec",
+    "zoo": "models.zoo",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "fake_quantize",
     "quantize",
     "round_to",
+    "zoo",
 ]
 
 

@@ -38,6 +38,8 @@ svg .legend{fill:var(--ink);font-size:13px}.dot{stroke:var(--bg);stroke-width:1}
 .bar{fill:var(--a)}.many{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));
 gap:20px 28px}figure{margin:0}figcaption{font-size:12px;color:var(--dim);overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;direction:ltr}.hist{display:block;width:100%}
+.strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:18px 24px}
+.strip{display:block;width:100%;image-rendering:pixelated;border-radius:4px}
 .scroll{max-height:560px;overflow:auto;border:1px solid var(--rule);border-radius:6px}
 .scroll table{font-size:12.5px;border-collapse:separate;border-spacing:0}
 .scroll th{position:sticky;top:0;background:var(--soft);z-index:1}

@@ -6,8 +6,10 @@ that `--help` answers at once.
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,7 @@ from minifloat.errors import UserError
 
 if TYPE_CHECKING:
     from minifloat.calibrate.walk import Window
-    from minifloat.job import Job
+    from minifloat.jobs.job import Job
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -31,9 +33,22 @@ Setting = Annotated[
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="A folder, a hub name or a GGUF file.")],
-    method: Annotated[str, typer.Option(help="See 'minifloat show methods'.")] = "zeroquant-fp",
-    data: Annotated[Path | None, typer.Option(help="Calibration text (UTF-8).")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or hub name (a model or a diffusers pipeline), a GGUF file, zoo:NAME."
+        ),
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="See 'minifloat show methods'; else zeroquant-fp, for images fp-diffusion."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Calibration text, or prompts: one a line, or .safetensors."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed checkpoint.")] = Path("quantized"),
     plan: Annotated[
         Path | None, typer.Option(help="A plan in JSON instead of the method's.")
@@ -41,19 +56,34 @@ def quantize(
     setting: Setting = None,
     seed: Annotated[int, typer.Option(help="Seed of the calibration windows.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration windows, or calls of a denoiser.")
+    ] = None,
     length: Annotated[
         int, typer.Option(help="Tokens in a window, at most the model's context.")
     ] = 512,
-    evaluate: Annotated[int, typer.Option(help="Held-out tokens to judge on; 0 for none.")] = 4096,
+    evaluate: Annotated[
+        int | None, typer.Option(help="Held-out tokens, or images, to judge on; 0 for none.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Sampler steps of a diffusion pipeline.")] = 20,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of a diffusion pipeline.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run into --out that was stopped.")
+    ] = False,
+    memory: Annotated[
+        str,
+        typer.Option(help="Most that the run may take, such as 8GB; larger models go by blocks."),
+    ] = "",
 ) -> None:
     """Quantize a model, judge the result and write a packed checkpoint with its report."""
-    from minifloat.job import Job
+    from minifloat.jobs.job import Job
 
     settings = _settings(setting or [])
-    _quantize(
-        Job(model, out, method, settings, data, plan, seed, device, samples, length, evaluate)
-    )
+    job = Job(model, out, method, settings, data, plan, seed, device, samples, length)
+    job = replace(job, evaluate=evaluate, steps=steps, guidance=guidance, resume=resume)
+    _quantize(replace(job, memory=_bytes(memory) if memory else None))
 
 
 @app.command()
@@ -64,7 +94,7 @@ def demo(
 ) -> None:
     """Quantize SmolLM2-135M to FP4 weights and FP8 activations and show that it is still good."""
     from minifloat.demo import demo_model
-    from minifloat.job import Job
+    from minifloat.jobs.job import Job
 
     console.print("SmolLM2-135M-Instruct: reading it takes a minute (GGUF, tokenizer).")
     _quantize(Job(str(demo_model()), out, samples=16))
@@ -86,8 +116,9 @@ def evaluate(
     from minifloat.evaluate.compare import compare
     from minifloat.layers import weights_held
     from minifloat.models.load import context, load_model, read_tokens
+    from minifloat.models.zoo import resolve
 
-    reference, _ = load_model(against)
+    reference, _ = load_model(resolve(against))
     model, tokenizer = load_model(folder)
     held_out = read_tokens(tokenizer, data, default="heldout")[:tokens]
     with weights_held(model):
@@ -217,11 +248,24 @@ def _settings(pairs: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(settings)
 
 
+def _bytes(text: str) -> int:
+    """A size such as 8GB, 7.5 GiB or 500M."""
+    found = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    try:
+        if found is None:
+            raise ValueError
+        number, unit, binary = float(found[1]), "KMGT".find(found[2].upper()) + 1, found[3]
+    except ValueError:
+        raise UserError(f"--memory takes a size such as 8GB, not {text!r}") from None
+    base = 1024.0 if binary else 1000.0
+    return round(number * base ** (unit if found[2] else 0))
+
+
 def _quantize(job: "Job") -> None:
-    from minifloat.job import run
+    from minifloat.jobs.run import run
     from minifloat.report import human_bytes
 
-    report = run(job, _progress)
+    report = run(job, _progress, console.print)
     _print_metrics(report)
     size, seconds = report["size"], report["seconds"]
     console.print(

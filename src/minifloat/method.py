@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.stats import quantizable
-from minifloat.calibrate.walk import Pass, Window, walk
+from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
 from minifloat.kernels.table import pick
 from minifloat.layers import QLayer
+from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.families import adapt
 from minifloat.plan import Plan
@@ -43,6 +45,8 @@ def quantize(
     plan: Plan | None = None,
     progress: Progress | None = None,
     budget: int = 4 << 30,
+    journal: Journal | None = None,
+    weights: Weights | None = None,
 ) -> dict[str, Any]:
     """Quantize a model in place and return the report of the run.
 
@@ -55,6 +59,9 @@ def quantize(
         plan: takes the place of the method's own plan.
         progress: wraps the windows as they finish (their number is the second argument).
         budget: bytes of activations to keep in memory.
+        journal: where finished blocks are kept until the run ends (see `calibrate/journal.py`).
+        weights: of a model that holds none itself (see `models/lazy.py`); its blocks are then left
+            empty in the end, and lie in the journal.
 
     Returns:
         The report: ledger of every parameter, sizes, plan and times (see `report.py`).
@@ -68,12 +75,23 @@ def quantize(
     specs = plan.resolve(names)
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
-    windows: Iterable[Window] = walk(model, adapter, batches, specs, method.passes, budget=budget)
+    windows: Iterable[Window] = walk(
+        model,
+        adapter,
+        batches,
+        specs,
+        method.passes,
+        budget=budget,
+        journal=journal,
+        weights=weights,
+    )
     outcome: dict[str, dict[str, Any]] = {}
     block_sqnr: list[tuple[str, float]] = []
+    memory: list[tuple[str, float]] = []
     for window in progress(windows, len(blocks)) if progress else windows:
         outcome.update(window.outcome)
         block_sqnr.append((window.name, window.block_sqnr))
+        memory.append((window.name, resident() / 2**20))
     ledger = _ledger(model, before, specs, outcome)
     _refuse_collapse(ledger)
     return {
@@ -87,7 +105,9 @@ def quantize(
             "before": sum(count * size for _, count, size in before.values()),
             "theory": round(sum(row["parameters"] * row["bits"] / 8 for row in ledger)),
         },
+        "zeros": _zeros(ledger),
         "block_sqnr": block_sqnr,
+        "memory": memory,
         "seconds": {"quantize": time.perf_counter() - started},
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -123,12 +143,21 @@ def _ledger(
             row |= {"status": "quantized", "reason": "", "weight": str(spec.weight)}
             row |= {"input": None if spec.input is None else str(spec.input)}
             row |= {"bits": _theory_bits(layer), "bytes": stored} | outcome[layer_name]
-            row["kernel"] = pick(layer.op, spec, layer.weight.device.type).name
+            device = "cpu" if layer.weight.is_meta else layer.weight.device.type
+            row["kernel"] = pick(layer.op, spec, device).name
         else:
             row |= {"status": "kept", "reason": _why_kept(name, layer_name, specs)}
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}
         rows.append(row)
     return rows
+
+
+def _zeros(ledger: list[dict[str, Any]]) -> dict[str, float]:
+    """The share of quantized weights that were zero, and that are: sparsity that a format brings."""
+    done = [row for row in ledger if row["status"] == "quantized"]
+    weights = sum(row["parameters"] for row in done)
+    after = sum(count for row in done for value, count in row["histogram"] if value == 0)
+    return {"before": sum(row["zeros_before"] for row in done) / weights, "after": after / weights}
 
 
 def _theory_bits(layer: QLayer) -> float:

@@ -5,6 +5,7 @@ Whatever a run could not measure is absent, None or NaN; a report shows what is 
 losing hours of quantization to a missing number would be worse than an empty cell.
 """
 
+import base64
 import json
 import math
 import os
@@ -26,8 +27,21 @@ def write_report(report: dict[str, Any], folder: Path) -> Path:
     data = _clean(report)
     _write(folder / "report.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     page = folder / "report.html"
-    _write(page, _page(data))
+    _write(page, _page(data, _pictures(data.get("pictures") or [], folder)))
     return page
+
+
+def _pictures(pictures: list[dict[str, Any]], folder: Path) -> str:
+    """The strips of images with their captions; the page holds them, so it stays one file."""
+    drawn = []
+    for p in pictures:
+        encoded = base64.b64encode((folder / p["file"]).read_bytes()).decode()
+        caption = escape(f"{p['caption']} · {_number(p.get('psnr'), '.1f')} dB")
+        drawn.append(
+            f'<figure><img class="strip" alt="{caption}" src="data:image/png;base64,{encoded}">'
+            f'<figcaption title="{caption}">{caption}</figcaption></figure>'
+        )
+    return f'<div class="strips">{"".join(drawn)}</div>' if drawn else ""
 
 
 def summary_table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -44,6 +58,10 @@ def summary_table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     if before is not None or after is not None:
         change = f"{before / after:.2f}x smaller" if before and after else NONE
         rows.append(("size", human_bytes(before), human_bytes(after), change))
+    zeros = report.get("zeros")
+    if zeros:
+        before, after = zeros["before"], zeros["after"]
+        rows.append(("weights at zero", f"{before:.2%}", f"{after:.2%}", f"{after - before:+.2%}"))
     return rows
 
 
@@ -110,7 +128,10 @@ def _verdict(report: dict[str, Any]) -> str:
         if known and ("perplexity" in name.lower() or "ppl" in name.lower()):
             parts.append(f"{name} went from {old:.4g} to {new:.4g} ({_change(old, new)})")
             break
-    return "; ".join(parts) + "." if parts else "No size or perplexity was measured."
+        if new is not None and name.startswith("PSNR"):
+            parts.append(f"its images agree with full precision to {new:.1f} dB")
+            break
+    return "; ".join(parts) + "." if parts else "No size or quality was measured."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], text: int = 1) -> str:
@@ -177,7 +198,7 @@ _LEDGER = ["parameter", "status", "weight", "input", "shape", "parameters", "bit
            "weight SQNR", "output SQNR", "samples", "scale", "kernel"]  # fmt: skip
 
 
-def _page(report: dict[str, Any]) -> str:
+def _page(report: dict[str, Any], pictures: str = "") -> str:
     ledger = report.get("ledger") or []
     layers = [e for e in ledger if e.get("status") == "quantized"]
     series = [
@@ -187,6 +208,8 @@ def _page(report: dict[str, Any]) -> str:
     dots = plot(series, "quantized layer, in order", "SQNR")
     blocks = [(str(name), value) for name, value in report.get("block_sqnr") or []]
     line = plot([Series("block output", "a", blocks, line=True)], "block", "Output SQNR")
+    held = [(str(name), value) for name, value in report.get("memory") or []]
+    memory = plot([Series("resident", "b", held, line=True)], "block", "Memory", unit="MiB")
     size = report.get("size") or {}
     names = {"before": "before", "after": "after, on disk", "theory": "after, in theory"}
     sizes = [(names.get(k, k), human_bytes(v), _number(v, ",")) for k, v in size.items()]
@@ -208,12 +231,16 @@ def _page(report: dict[str, Any]) -> str:
         f'<section class="warn"><h2>Warnings</h2><ul>{warnings}</ul></section>' if warnings else "",
         _section("Quality", _table(["metric", "full precision", "quantized", "change"],
                                    [r for r in summary_table(report) if r[0] != "size"])),
+        _section("Pictures", pictures, "Full precision, quantized, and four times their difference "
+                 "around grey, from the same noise; PSNR of each."),
         '<div class="two">', _section("Size", _table(["", "size", "bytes"], sizes)),
         _section("Cost", _table(["", "value"], costs)), "</div>",
         _section("Error by layer", f'<div class="wide">{dots}</div>' if dots else "",
                  "Signal to quantization noise of the weight and the output; higher is better."),
         _section("Error by block", f'<div class="wide">{line}</div>' if line else "",
                  "How the error of the hidden states grows through the model."),
+        _section("Memory", f'<div class="wide">{memory}</div>' if memory else "",
+                 "Of the process after each block; the peak within blocks is under Cost."),
         _section("Use of the grid", _histograms(ledger),
                  "Share of weights on each code: all layers of a format, then the worst layers."),
         _section("Settings", settings),

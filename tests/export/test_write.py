@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from minifloat import formats
 from minifloat.errors import UserError
-from minifloat.export.shards import entries, write
 from minifloat.export.write import export
+from minifloat.shards import entries, write
 from minifloat.spec import (
     FP8_CHANNEL,
     FP8_TENSOR,

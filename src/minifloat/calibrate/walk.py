@@ -9,12 +9,13 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.runs import Call, Run, waiting_at
 from minifloat.calibrate.shelf import Shelf
 from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, quantizable, sqnr
@@ -121,6 +122,18 @@ def _counter(
 Pass = Callable[[Window], None]
 
 
+class Weights(Protocol):
+    """Where blocks' weights come from if the model does not hold them (see `models/lazy.py`)."""
+
+    def bring(self, block: str) -> None:
+        """Load a block's weights before work on it begins."""
+        ...
+
+    def release(self, block: str) -> None:
+        """Let them go after it; the journal has the packed block by then."""
+        ...
+
+
 @torch.no_grad()
 def walk(
     model: nn.Module,
@@ -130,6 +143,8 @@ def walk(
     passes: Sequence[Pass],
     *,
     budget: int = 4 << 30,
+    journal: Journal | None = None,
+    weights: Weights | None = None,
 ) -> Iterator[Window]:
     """Quantize block by block, in place; yields every finished window.
 
@@ -140,7 +155,10 @@ def walk(
         specs: what the plan says of every layer inside the blocks.
         passes: what is done to each window, in order.
         budget: bytes of activations to keep in memory before spilling to disk.
+        journal: keeps finished blocks on disk, and gives back those of a run that was stopped.
+        weights: loads a block before its window and lets it go after; needs a journal.
     """
+    assert weights is None or journal is not None, "a released block is in the journal alone"
     blocks = adapter.blocks(model)
     shelf = Shelf(budget)
     functions = [functools.partial(adapter.run, model, batch) for batch in batches]
@@ -149,19 +167,37 @@ def walk(
         waiting = list(blocks)
         while (name := _next_block(full, waiting)) is not None:
             waiting.remove(name)
+            if weights is not None:
+                weights.bring(name)
             window = _window(name, blocks[name], specs, full, quantized, shelf)
-            for apply in passes:
-                apply(window)
-            _replace(model, window)
+            _finish(model, window, passes, journal)
             window.block = model.get_submodule(name)  # a new one if the block is a layer itself
             window.block_sqnr = _advance(window, full, quantized, shelf)
             yield window
             window.targets.clear()
+            if weights is not None:
+                weights.release(name)
     if waiting:
         raise UserError(
             f"calibration never reached {waiting[0]} ({len(waiting)} such blocks), "
             "so nothing is known of their inputs; use batches that reach them"
         )
+
+
+def _finish(
+    model: nn.Module, window: Window, passes: Sequence[Pass], journal: Journal | None
+) -> None:
+    """Leave packed layers in the model and their outcome in the window: worked out, or given back."""
+    outcome = None if journal is None else journal.restore(window.name, model)
+    if outcome is not None:
+        window.outcome.update(outcome)
+        window.layers.clear()
+        return
+    for apply in passes:
+        apply(window)
+    _replace(model, window)
+    if journal is not None:
+        journal.keep(window.name, model, window.outcome)
 
 
 def _next_block(runs: Sequence[Run], waiting: list[str]) -> str | None:
@@ -238,6 +274,7 @@ def _replace(model: nn.Module, window: Window) -> None:
             "samples": work.hessian and work.hessian.rows,
             "scale_min": float(scales.min()),
             "scale_max": float(scales.max()),
+            "zeros_before": int((w == 0).sum()),
             "histogram": _histogram(work.q),
         }
         bias = None if work.module.bias is None else work.module.bias.detach()

@@ -11,7 +11,7 @@ from minifloat.errors import UserError
 from minifloat.export.contract import Contract, Scheme
 from minifloat.export.contracts import CONTRACTS
 from minifloat.export.native_folder import read_config
-from minifloat.export.shards import DTYPES, Entry, entries
+from minifloat.shards import DTYPES, Entry, entries
 
 # Tensors of at most this many bytes are read: shapes and constants, never weights.
 _SMALL = 64

@@ -7,8 +7,9 @@ a full disk leaves nothing under the final name.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from minifloat.export.stored import FORMAT_VERSION, Stored
 from minifloat.layers import QLayer
 from minifloat.models.split import SplitLayer
 from minifloat.plan import Plan
+from minifloat.shards import Entry, write
 
 QUANT_METHOD = "minifloat"
 _SHARD = "4GB"
@@ -74,13 +76,14 @@ def _replaceable(folder: Path) -> bool:
     return not any(folder.iterdir()) or any((folder / name).is_file() for name in ours)
 
 
-def save(model: nn.Module, plan: Plan, folder: Path) -> int:
+def save(
+    model: nn.Module, plan: Plan, folder: Path, elsewhere: Mapping[str, Entry] | None = None
+) -> int:
     """Write config and tensors of a quantized model of transformers or diffusers.
 
+    Tensors that the model does not hold any more are read from `elsewhere`, one at a time.
     Returns the tensors' bytes.
     """
-    from huggingface_hub import save_torch_state_dict
-
     pattern = "model{suffix}.safetensors"
     if isinstance(model.config, dict):  # of diffusers
         config = json.loads(model.to_json_string())  # type: ignore[operator]
@@ -89,9 +92,23 @@ def save(model: nn.Module, plan: Plan, folder: Path) -> int:
         config = model.config.to_dict()  # type: ignore[operator,union-attr]
         config["architectures"] = [type(model).__name__]
     config["quantization_config"] = quantization_config(model, plan)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(str(folder))
     state = _untied(model)
+    if elsewhere is not None:
+        held = {name: tensor for name, tensor in state.items() if not tensor.is_meta}
+        rest = (entry for entry in elsewhere.items() if entry[0] not in held)
+        return sum(write(folder, chain(held.items(), ((n, e.read()) for n, e in rest))).values())
+    _write_state(state, folder, pattern)
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def _write_state(state: dict[str, Tensor], folder: Path, pattern: str) -> None:
+    from huggingface_hub import save_torch_state_dict
+
     try:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_torch_state_dict(state, str(folder), filename_pattern=pattern, max_shard_size=_SHARD)
     except OSError:
         raise
@@ -99,10 +116,6 @@ def save(model: nn.Module, plan: Plan, folder: Path) -> int:
         if "No space" in str(error) or "os error" in str(error):
             raise OSError(28, str(error)) from error
         raise
-    generation = getattr(model, "generation_config", None)
-    if generation is not None:
-        generation.save_pretrained(str(folder))
-    return sum(t.numel() * t.element_size() for t in state.values())
 
 
 def _untied(model: nn.Module) -> dict[str, Tensor]:
@@ -111,7 +124,7 @@ def _untied(model: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and key in seen:
+        if tensor.numel() and not tensor.is_meta and key in seen:
             continue
         seen.add(key)
         state[name] = tensor.contiguous()

@@ -11,12 +11,12 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Shape
 from minifloat.export.native import QUANT_METHOD
-from minifloat.export.shards import Entry, entries
 from minifloat.export.stored import Stored, stored_layers
 from minifloat.packing import packed_width, unpack
 from minifloat.plan import Plan
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
+from minifloat.shards import Entry, entries
 from minifloat.spec import LayerSpec, QuantSpec
 
 _OWN = (

@@ -17,11 +17,11 @@ from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal
 from minifloat.export.contract_folder import ContractFolder, open_contract
 from minifloat.export.native import configuration, whole_or_nothing
-from minifloat.export.shards import write
 from minifloat.export.stored import Stored
 from minifloat.export.write import copy_companions
 from minifloat.layers import QLinear
 from minifloat.plan import Plan
+from minifloat.shards import write
 from minifloat.spec import LayerSpec
 
 

@@ -19,9 +19,9 @@ from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
 from minifloat.export.native import whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
-from minifloat.export.shards import write
 from minifloat.models.fused import fused_groups
 from minifloat.scales import Scale
+from minifloat.shards import write
 
 _COPIED = (".json", ".txt", ".model", ".jinja")
 _OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")

@@ -77,14 +77,14 @@ def entries(folder: Path) -> dict[str, Entry]:
         raise UserError(f"{str(folder)!r} has no weights: it needs a .safetensors file")
     found: dict[str, Entry] = {}
     for file in files:
-        for name, entry in _header(file):
+        for name, entry in entries_of(file):
             if name in found:
                 raise UserError(f"{name} is in both {found[name].file.name} and {file.name}")
             found[name] = entry
     return dict(sorted(found.items()))
 
 
-def _header(path: Path) -> Iterator[tuple[str, Entry]]:
+def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
     """The names and places of one file's tensors."""
     damaged = UserError(f"the safetensors weights in {path} are damaged or cut off")
     try:

@@ -1,0 +1,88 @@
+"""How much memory a run will take, before it starts.
+
+An estimate of the parts that grow with the model and the calibration; what is left of the limit goes
+to activations, and the rest of them to disk.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from minifloat.calibrate.stats import quantizable
+from minifloat.errors import UserError
+from minifloat.memory import resident
+from minifloat.models.adapter import Adapter
+from minifloat.models.lazy import Lazy
+
+_SPARE = 300 << 20  # allocator, threads, small tensors
+_LEAST = 256 << 20  # activations below this would live on disk alone
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a run block by block.
+
+    Attributes:
+        start: of the process with everything outside the blocks.
+        block: of the largest block, as stored and packed.
+        work: on its largest layer in float32: weight, quantized weight, errors.
+        hessians: of the largest block's layers, and the factor of the largest.
+        inside: activations inside a block for one calibration batch.
+    """
+
+    start: int
+    block: int
+    work: int
+    hessians: int
+    inside: int
+
+    @property
+    def least(self) -> int:
+        """What the run cannot do without."""
+        return self.start + self.block + self.work + self.hessians + self.inside + _SPARE
+
+    def activations(self, limit: int) -> int:
+        """Bytes left for activations between blocks.
+
+        Raises:
+            UserError: the limit is too low for the run.
+        """
+        left = limit - self.least
+        if left < _LEAST:
+            need = self.least + _LEAST
+            raise UserError(
+                f"--memory {_gib(limit)} is not enough: about {_gib(need)} are needed ({self}); "
+                "shorter windows (--length) and a method without Hessians need less"
+            )
+        return left
+
+    def __str__(self) -> str:
+        parts = {
+            "outside the blocks": self.start,
+            "largest block": self.block,
+            "work on a layer": self.work,
+            "Hessians": self.hessians,
+            "activations inside a block": self.inside,
+        }
+        return ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+
+
+def estimate(model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> Estimate:
+    """The estimate for batches of `rows` tokens."""
+    blocks = adapter.blocks(model)
+    name = max(blocks, key=lazy.bytes_of)
+    layers = [
+        (m.weight.shape[0], m.weight[0].numel()) for m in quantizable(blocks[name], "").values()
+    ]
+    columns = {inputs for _, inputs in layers}
+    return Estimate(
+        start=resident(),
+        block=lazy.bytes_of(name) * 3 // 2,
+        work=4 * 4 * max(out * inputs for out, inputs in layers),
+        hessians=4 * (2 * sum(n * n for n in columns) + 3 * max(columns) ** 2),
+        inside=4 * rows * sum(out + inputs for out, inputs in layers),
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

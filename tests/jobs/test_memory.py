@@ -1,0 +1,84 @@
+"""Models that come block by block give the same bytes as models that are held whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minifloat import cli
+from minifloat.errors import UserError
+from minifloat.jobs import text
+from minifloat.jobs.job import Job
+from minifloat.jobs.memory import Estimate
+from minifloat.jobs.run import run
+from minifloat.models.lazy import load_lazily
+from minifloat.models.load import load_model
+
+MODEL = Path(__file__).parents[2] / "zoo" / "llama-tiny"
+
+
+def quantized(out: Path) -> dict[str, Any]:
+    settings = (("solver", "nearest"),)
+    job = Job(str(MODEL), out, settings=settings, samples=2, length=64, evaluate=256)
+    return run(job, say=lambda line: None)
+
+
+def test_block_by_block_gives_the_same_bytes_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = quantized(tmp_path / "whole")
+    # No real limit is low enough for a model of 8 MB.
+    monkeypatch.setattr(text, "_load", lambda job: load_lazily(job.model))
+    lazy = quantized(tmp_path / "lazy")
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "lazy"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert whole["ledger"] == lazy["ledger"]
+    assert whole["plan"] == lazy["plan"]
+    for before, after in zip(whole["metrics"], lazy["metrics"], strict=True):
+        assert before["quantized"] == pytest.approx(after["quantized"], rel=1e-3)
+
+
+@torch.inference_mode()
+def test_blocks_come_and_go() -> None:
+    model, _, lazy = load_lazily(str(MODEL))
+    tokens = torch.arange(3, 40)[None]
+    with lazy.coming_and_going() as running:
+        found = running(tokens).logits
+    assert torch.equal(found, load_model(str(MODEL))[0](tokens).logits)
+    inside = [p for name, p in model.named_parameters() if ".layers." in name]
+    assert inside and all(p.is_meta for p in inside)
+    assert lazy.bytes_outside() + 4 * lazy.bytes_of("model.layers.0") == 8_000_000
+
+
+def test_weights_of_other_names_are_refused(tmp_path: Path) -> None:
+    for path in MODEL.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(MODEL / "model.safetensors")
+    tensors["model.norm.gain"] = tensors.pop("model.norm.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight"):
+        load_lazily(str(tmp_path))
+
+
+def test_too_low_a_limit_is_answered_with_the_parts() -> None:
+    parts = Estimate(start=1 << 30, block=1 << 30, work=0, hessians=1 << 30, inside=0)
+    assert parts.activations(8 << 30) > 4 << 30
+    with pytest.raises(UserError, match=r"about 3\.\d+ GiB are needed .*Hessians 1\.00 GiB"):
+        parts.activations(2 << 30)
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [("8GB", 8e9), ("1.5 GiB", 1.5 * 2**30), ("500m", 5e8), ("1024", 1024)],
+)
+def test_sizes_in_words(words: str, size: float) -> None:
+    assert cli._bytes(words) == size
+
+
+@pytest.mark.parametrize("words", ["", "GB", "8XB", "1.2.3GB"])
+def test_what_is_no_size(words: str) -> None:
+    with pytest.raises(UserError, match="a size such as 8GB"):
+        cli._bytes(words)

@@ -1,0 +1,164 @@
+"""The main job on pipelines of diffusers: command line to reloaded folder. Weights are random here:
+these tests are about the way of the data, quality is judged on trained models elsewhere."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from safetensors.torch import save_file
+
+from minifloat import cli
+from minifloat.evaluate.images import collapsed, compare_images, psnr, ssim
+from minifloat.models.pipeline import open_pipeline, sample
+from minifloat.models.prompts import Prompts, read_prompts
+
+UP, DOWN = ("CrossAttnUpBlock2D", "UpBlock2D"), ("DownBlock2D", "CrossAttnDownBlock2D")
+QUICK = ("--samples", "2", "--steps", "2", "--evaluate", "4", "--set", "steps=2")
+
+
+def minifloat(*arguments: object) -> int:
+    """Run the command line in this process; the exit code."""
+    old, sys.argv = sys.argv, ["minifloat", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = old
+    return 0
+
+
+def embeddings(path: Path, seed: int, count: int = 20) -> None:
+    torch.manual_seed(seed)
+    tensors = {"prompt_embeds": torch.randn(count, 4, 16).half()}
+    tensors["negative_prompt_embeds"] = torch.zeros(1, 4, 16).half()
+    captions = [f"picture {seed} {i}" for i in range(count)]
+    save_file(tensors, path, {"captions": json.dumps(captions)})
+
+
+@pytest.fixture(scope="module")
+def text_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-image pipeline of pixels, without VAE and text encoder."""
+    folder = tmp_path_factory.mktemp("pipelines") / "text"
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 32),
+        down_block_types=DOWN,
+        up_block_types=UP,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        layers_per_block=1,
+    )
+    empty = {"vae": None, "text_encoder": None, "tokenizer": None, "safety_checker": None}
+    # What Stable Diffusion asks of its scheduler.
+    scheduler = DDIMScheduler(prediction_type="v_prediction", steps_offset=1, clip_sample=False)
+    pipe = StableDiffusionPipeline(
+        unet=unet,
+        scheduler=scheduler,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **empty,
+    )
+    pipe.save_pretrained(folder)
+    embeddings(folder / "prompts.safetensors", 1)
+    embeddings(folder / "heldout.safetensors", 2)
+    return folder
+
+
+def test_text_to_image_from_the_command_line_to_equal_images(
+    text_pipeline: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "packed"
+    assert minifloat("quantize", text_pipeline, "--out", out, *QUICK) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["method"] == "fp-diffusion"
+    assert len(report["pictures"]) == 4
+    assert report["pictures"][0]["caption"] == "picture 2 0"
+    assert report["zeros"]["before"] == 0 < report["zeros"]["after"] < 0.5
+    assert (out / "report.html").read_text().count("data:image/png;base64,") == 4
+    judged = read_prompts(text_pipeline / "heldout.safetensors").rows(0, 4)
+    again = sample(open_pipeline(str(out)), judged, seed=1 << 20, steps=2, guidance=None)
+    other = sample(open_pipeline(str(text_pipeline)), judged, seed=1 << 20, steps=2, guidance=None)
+    assert psnr(again, other).mean() == pytest.approx(report["metrics"][0]["quantized"])
+    pipe: Any = DiffusionPipeline.from_pretrained(out, vae=None, text_encoder=None, tokenizer=None)
+    assert torch.equal(sample(pipe, judged, seed=1 << 20, steps=2, guidance=None, batch=4), again)
+
+
+def test_a_pipeline_without_words(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "plain")
+    out = tmp_path / "packed"
+    settings = ("--set", "weight_bits=8", "--set", "rounding=nearest")
+    assert minifloat("quantize", tmp_path / "plain", "--out", out, *QUICK, *settings) == 0
+    assert (out / "unet" / "config.json").is_file()
+    assert json.loads((out / "report.json").read_text())["pictures"][0]["file"].endswith(".png")
+
+
+def test_images_do_not_depend_on_their_batch(text_pipeline: Path) -> None:
+    pipe = open_pipeline(str(text_pipeline))
+    prompts = read_prompts(text_pipeline / "prompts.safetensors").rows(0, 3)
+    three = sample(pipe, prompts, seed=7, steps=2, guidance=3.0, batch=3)
+    one = sample(pipe, prompts.rows(2, 3), seed=9, steps=2, guidance=3.0)
+    torch.testing.assert_close(one[0], three[2], atol=1e-5, rtol=0)
+
+
+def test_mistakes_are_said(
+    text_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("a cat\na dog\n")
+    assert minifloat("quantize", text_pipeline, "--data", words) == 2
+    assert "2 prompts are too few" in capsys.readouterr().err
+    words.write_text("a cat\n" * 40)
+    assert minifloat("quantize", text_pipeline, "--data", words) == 2
+    assert "no text encoder: give embeddings" in capsys.readouterr().err
+    bad = tmp_path / "bad.safetensors"
+    save_file({"prompt_embeds": torch.zeros(3, 2), "mask": torch.zeros(2)}, bad)
+    assert minifloat("quantize", text_pipeline, "--data", bad) == 2
+    assert "mask" in capsys.readouterr().err
+    bad.write_bytes(b"no header")
+    assert minifloat("quantize", text_pipeline, "--data", bad) == 2
+    assert "cannot read the embeddings" in capsys.readouterr().err
+
+
+def test_measures_of_images() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 16, 16)
+    noisy = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+    assert torch.isinf(psnr(images, images)).all()
+    assert torch.allclose(psnr(images * 0, images * 0 + 0.1), torch.tensor(20.0))
+    assert (ssim(images, images) > 0.999).all()
+    assert (ssim(noisy, images) < ssim(images, images)).all()
+    rows = {row["name"]: row for row in compare_images(images, noisy)}
+    assert rows["PSNR to full precision, dB"]["quantized_error"] > 0
+    assert not collapsed(images, noisy)
+    assert collapsed(images, images.roll(1, 0))
+    assert collapsed(images, images * float("nan"))
+
+
+def test_rows_of_prompts_go_together() -> None:
+    prompts = Prompts(["a", "b", "c"], {"prompt": ["a", "b", "c"]})
+    assert prompts.rows(1, 3) == Prompts(["b", "c"], {"prompt": ["b", "c"]})
