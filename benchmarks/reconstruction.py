@@ -1,6 +1,6 @@
 """Learned rounding of one block of the terrain U-Net: the published loop against ours.
 
-    python -m benchmarks.reconstruction [--block down_blocks.16] [--rows results.jsonl]
+    python -m benchmarks.reconstruction [--block down_blocks.21] [--rows results.jsonl]
 
 The plain twin is the loop of BRECQ and Q-Diffusion as published: Adam at 1e-3 on V for 20,000 steps of
 32 images, a sum over channels and a mean over the rest, lambda 0.01, beta from 20 to 2 after a warm-up
@@ -140,21 +140,24 @@ def plain_twin(
 
 
 def ours(window: Window, **settings: Any) -> dict[str, Tensor]:
-    """The pass of the library; hard weights [out, in]."""
+    """Our passes, Hessians included; hard weights [out, in]."""
     with torch.no_grad():
-        learn_rounding(**settings)(window)
+        collect()(window)
+        learn_rounding(lr=0.1, **settings)(window)
     return {name: work.quantized_weight() for name, work in window.layers.items()}
 
 
 ARMS: dict[str, Callable[[Window], dict[str, Tensor]]] = {
     f"twin, {steps} steps at {lr:g}": lambda w, steps=steps, lr=lr: plain_twin(w, steps, lr)
-    for steps, lr in ((20_000, 1e-3), (5_000, 1e-3), (1_000, 1e-3), (1_000, 1e-2), (500, 3e-2))
+    for steps, lr in ((1_000, 1e-3), (1_000, 1e-2), (5_000, 1e-3), (20_000, 1e-3))
 } | {
-    f"ours, {steps} steps{', bfloat16' * mixed}": lambda w, steps=steps, mixed=mixed: ours(
-        w, steps=steps, mixed=mixed
+    f"ours from {start}, {steps} steps{', bfloat16' * mixed}": (
+        lambda w, steps=steps, start=start, mixed=mixed: ours(
+            w, steps=steps, start=start, mixed=mixed
+        )
     )
-    for steps in (100, 200, 500, 1000)
-    for mixed in (False, True)
+    for start in ("nearest", "gptq")
+    for steps, mixed in ((100, False), (300, False), (300, True), (1000, False))
 }
 
 
@@ -169,7 +172,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--block", default="down_blocks.16")
+    parser.add_argument("--block", default="down_blocks.21")
     parser.add_argument("--runs", type=int, default=16, help="runs of the sampler, of two steps")
     parser.add_argument("--batch", type=int, default=4, help="images a run")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))

@@ -13,7 +13,7 @@ from minifloat.errors import UserError
 from minifloat.passes.assign import assign_scales, round_to_nearest
 from minifloat.passes.assign import collect as collect_hessians
 from minifloat.passes.formats import search_inputs, search_weights
-from minifloat.passes.gptq import solve_gptq
+from minifloat.passes.gptq import gptq_targets, solve_gptq
 from minifloat.passes.learn import learn_rounding
 from minifloat.qtensor import decode, encode, fake_quantize
 from minifloat.rounding import neighbours
@@ -124,6 +124,20 @@ def test_learning_that_does_not_help_leaves_rounding_to_nearest() -> None:
     _, idle = solved(spec, learn_rounding(steps=0))
     _, wild = solved(spec, learn_rounding(steps=20, lr=1e6))
     assert idle == wild == pytest.approx(nearest)
+
+
+def test_gptq_rounds_its_targets_to_nearest_and_learning_goes_on_from_there() -> None:
+    spec = LayerSpec(QuantSpec(formats.E2M1, (1, 20), formats.FP16))
+    found, solved_error = solved(spec, collect_hessians(), solve_gptq())
+    for work in found.layers.values():
+        assert work.hessian is not None and spec.weight is not None
+        q, missing = gptq_targets(work.weight(), work.hessian.value, spec.weight, scale=work.scale)
+        again = encode(decode(q) + missing, spec.weight, work.scale)
+        assert float((again.codes != q.codes).float().mean()) < 1e-3  # ties and the last bit
+    _, nearest = solved(spec, learn_rounding(steps=100))
+    _, learned = solved(spec, collect_hessians(), learn_rounding(steps=100, start="gptq"))
+    assert learned < 0.98 * solved_error
+    assert learned < nearest
 
 
 @pytest.mark.parametrize("start", ["nearest", "gptq"])
