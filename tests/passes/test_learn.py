@@ -15,6 +15,7 @@ from minifloat.passes.assign import collect as collect_hessians
 from minifloat.passes.formats import search_inputs, search_weights
 from minifloat.passes.gptq import gptq_targets, solve_gptq
 from minifloat.passes.learn import learn_rounding
+from minifloat.passes.rounder import Annealing
 from minifloat.qtensor import decode, encode, fake_quantize
 from minifloat.rounding import neighbours
 from minifloat.scales import FULL_GRID, search_scale
@@ -161,6 +162,20 @@ def own_held_out_error(found: Window) -> float:
     for module, weight in weights.items():
         module.weight.data = weight
     return error
+
+
+def test_learning_ends_when_every_weight_has_decided() -> None:
+    found, _, _ = window(LayerSpec(QuantSpec(formats.E2M1, (1, 20), formats.FP16)))
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    found.block.register_forward_hook(count)
+    assign_scales()(found)
+    learn_rounding(steps=800, lr=0.3, annealing=Annealing(weight=1e6, start=3.0))(found)
+    assert 100 < calls < 600
 
 
 def test_a_start_at_gptq_without_hessians_says_what_is_missing() -> None:

@@ -24,6 +24,7 @@ from minifloat.passes.rounder import Annealing, Rounder
 from minifloat.qtensor import QTensor, decode, encode
 
 _CHECKS = 8  # how often hard weights are judged on the way
+_SETTLED = 1e-3  # share of undecided weights with which nothing changes any more
 _LEAN = 0.6  # of the way to GPTQ's solution, where V starts
 
 
@@ -40,13 +41,16 @@ def learn_rounding(
     """Learned rounding of all layers of a window together; a step sees one calibration batch.
 
     An eighth of the batches is held out. The hard weights that reconstruct them best, of all that
-    were seen on the way, are kept: never worse than the start, and than rounding to nearest.
+    were seen on the way, are kept: never worse than the start, and than rounding to nearest. It ends
+    before its steps when no weight is undecided; a held-out error that stands still is no such
+    sign, since hard weights get better until beta has fallen.
 
     Args:
         steps: Adam's steps a window.
         lr: learning rate of V, or of V' where `scale_aware`.
         scale_aware: FP4DiT's parametrization.
-        start: nearest, or gptq, which needs Hessians.
+        start: nearest, or gptq, which needs Hessians: the neighbours are those of what GPTQ rounds,
+            and V begins near its solution.
         mixed: compute the block in bfloat16, with sums and soft weights in float32: twice as fast
             where the processor has instructions for it.
         annealing: of the regularizer.
@@ -127,6 +131,13 @@ class Descent:
             optimizer.step()
             if (step + 1) % -(-steps // _CHECKS) == 0 or step + 1 == steps:
                 self.judge()
+                if self.undecided() < _SETTLED:
+                    break
+
+    def undecided(self) -> float:
+        """The share of weights that are on their way between their neighbours."""
+        counts = [(r.undecided(), r.logits.numel()) for r in self.rounders.values()]
+        return sum(found for found, _ in counts) / sum(count for _, count in counts)
 
     def judge(self) -> None:
         """Keep the hard weights as they are now, if none before reconstructed as well."""
