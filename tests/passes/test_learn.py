@@ -13,8 +13,9 @@ from minifloat.errors import UserError
 from minifloat.passes.assign import assign_scales, round_to_nearest
 from minifloat.passes.assign import collect as collect_hessians
 from minifloat.passes.formats import search_inputs, search_weights
-from minifloat.passes.gptq import solve_gptq
+from minifloat.passes.gptq import gptq_targets, solve_gptq
 from minifloat.passes.learn import learn_rounding
+from minifloat.passes.rounder import Annealing
 from minifloat.qtensor import decode, encode, fake_quantize
 from minifloat.rounding import neighbours
 from minifloat.scales import FULL_GRID, search_scale
@@ -126,6 +127,20 @@ def test_learning_that_does_not_help_leaves_rounding_to_nearest() -> None:
     assert idle == wild == pytest.approx(nearest)
 
 
+def test_gptq_rounds_its_targets_to_nearest_and_learning_goes_on_from_there() -> None:
+    spec = LayerSpec(QuantSpec(formats.E2M1, (1, 20), formats.FP16))
+    found, solved_error = solved(spec, collect_hessians(), solve_gptq())
+    for work in found.layers.values():
+        assert work.hessian is not None and spec.weight is not None
+        q, missing = gptq_targets(work.weight(), work.hessian.value, spec.weight, scale=work.scale)
+        again = encode(decode(q) + missing, spec.weight, work.scale)
+        assert float((again.codes != q.codes).float().mean()) < 1e-3  # ties and the last bit
+    _, nearest = solved(spec, learn_rounding(steps=100))
+    _, learned = solved(spec, collect_hessians(), learn_rounding(steps=100, start="gptq"))
+    assert learned < 0.98 * solved_error
+    assert learned < nearest
+
+
 @pytest.mark.parametrize("start", ["nearest", "gptq"])
 def test_no_step_makes_held_out_batches_worse_than_the_start(start: str) -> None:
     spec = LayerSpec(QuantSpec(formats.E2M1, (1, 20), formats.FP16))
@@ -147,6 +162,20 @@ def own_held_out_error(found: Window) -> float:
     for module, weight in weights.items():
         module.weight.data = weight
     return error
+
+
+def test_learning_ends_when_every_weight_has_decided() -> None:
+    found, _, _ = window(LayerSpec(QuantSpec(formats.E2M1, (1, 20), formats.FP16)))
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    found.block.register_forward_hook(count)
+    assign_scales()(found)
+    learn_rounding(steps=800, lr=0.3, annealing=Annealing(weight=1e6, start=3.0))(found)
+    assert 100 < calls < 600
 
 
 def test_a_start_at_gptq_without_hessians_says_what_is_missing() -> None:

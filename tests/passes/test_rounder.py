@@ -6,7 +6,7 @@ from torch import Tensor
 
 from minifloat import formats
 from minifloat.passes.rounder import Annealing, Rounder
-from minifloat.qtensor import decode, encode, scale_of
+from minifloat.qtensor import decode, scale_of
 from minifloat.rounding import neighbours
 from minifloat.spec import QuantSpec
 from minifloat.tiles import expand
@@ -92,19 +92,14 @@ def test_bins_of_another_step_move_by_its_square_or_not_at_all(
     assert float(moved[coarse] / moved[fine]) == pytest.approx(ratio**power, rel=0.02)
 
 
-def test_a_start_from_another_solution_leans_to_it() -> None:
-    found, w = rounder()
-    generator = torch.Generator().manual_seed(2)
-    noisy = w + 0.3 * found.gap * torch.randn(w.shape, generator=generator)
-    given = encode(noisy, found.spec, found.scale)
-    before = found.hard()
-    found.start_at(given)
-    q, high = decode(given), found.base + found.gap
-    reachable = torch.isclose(q, found.base, rtol=1e-6) | torch.isclose(q, high, rtol=1e-6)
-    assert bool((q != before).any())
-    assert bool((~reachable).any())
-    torch.testing.assert_close(found.hard()[reachable], q[reachable], rtol=1e-6, atol=0)
-    torch.testing.assert_close(found.hard()[~reachable], before[~reachable])
+@pytest.mark.parametrize("scale_aware", [False, True])
+def test_leaning_keeps_the_hard_weights_and_brings_the_soft_ones_near(scale_aware: bool) -> None:
+    found, _ = rounder(scale_aware=scale_aware)
+    hard, soft = found.hard(), found.soften().detach().clone()
+    found.lean(0.6)
+    assert torch.equal(found.hard(), hard)
+    expected = soft + 0.6 * (hard - soft)
+    torch.testing.assert_close(found.soften().detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_annealing_waits_and_then_falls() -> None:

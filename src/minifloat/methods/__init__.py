@@ -6,10 +6,12 @@ from typing import Any
 
 from minifloat.errors import UserError, unknown
 from minifloat.method import Method
+from minifloat.methods.fp4dit import fp4dit
 from minifloat.methods.fp_diffusion import fp_diffusion
 from minifloat.methods.zeroquant_fp import zeroquant_fp
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "fp4dit": fp4dit,
     "fp-diffusion": fp_diffusion,
     "zeroquant-fp": zeroquant_fp,
 }

@@ -1,5 +1,7 @@
 """What methods for diffusion models let a user choose by name: families of formats, and roundings."""
 
+from typing import Any
+
 from minifloat.calibrate.walk import Pass
 from minifloat.errors import UserError, unknown
 from minifloat.formats import Format, floating, integer
@@ -25,10 +27,10 @@ def candidates(family: str, bits: int, *, signed: bool = True) -> list[Format]:
     ]
 
 
-def rounder(name: str, *, steps: int, lr: float) -> Pass:
-    """The pass that rounds weights, by name; all but nearest and learned need Hessians."""
+def rounder(name: str, **settings: Any) -> Pass:
+    """The pass that rounds weights, by name, with the settings of learned rounding."""
     rounders: dict[str, Pass] = {
-        "learned": learn_rounding(steps=steps, lr=lr),
+        "learned": learn_rounding(**settings),
         "nearest": round_to_nearest(),
         "gptq": solve_gptq(),
     }

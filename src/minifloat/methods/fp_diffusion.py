@@ -28,8 +28,10 @@ def fp_diffusion(
     unsigned: bool = True,
     search: bool = True,
     objective: str = "output",
-    steps: int = 500,
-    lr: float = 3e-2,
+    start: str = "gptq",
+    steps: int = 300,
+    lr: float = 0.1,
+    mixed: bool = False,
 ) -> Method:
     """Searched formats, static activations, learned rounding.
 
@@ -42,8 +44,10 @@ def fp_diffusion(
         unsigned: let activations choose unsigned formats.
         search: search clip values (111 factors of the maximum); otherwise clip at the maximum.
         objective: of the searches: output (a layer's) or tensor.
-        steps: steps of learned rounding for each block.
+        start: of learned rounding: gptq, or nearest as published.
+        steps: its steps for each block.
         lr: its learning rate.
+        mixed: let it compute in bfloat16, for processors that have instructions for it.
     """
     tile = (-1, -1) if group_size == 0 else (1, group_size)
     weights = candidates(family, weight_bits)
@@ -51,7 +55,7 @@ def fp_diffusion(
     passes = [
         collect(),
         search_weights(weights, grid, objective=objective),
-        rounder(rounding, steps=steps, lr=lr),
+        rounder(rounding, start=start, steps=steps, lr=lr, mixed=mixed),
     ]
     x = None
     if activation_bits != 16:

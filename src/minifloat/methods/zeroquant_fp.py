@@ -57,7 +57,7 @@ def zeroquant_fp(
         x = QuantSpec(Format.parse(activation), (1, -1), formats.FP32, dynamic=True)
     solvers: dict[str, Pass] = {
         "gptq": solve_gptq(damp=damp, act_order=act_order),
-        "learned": learn_rounding(),
+        "learned": learn_rounding(start="gptq", lr=0.1),
         "nearest": round_to_nearest(),
     }
     if solver not in solvers:

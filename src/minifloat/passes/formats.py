@@ -2,7 +2,8 @@
 
 A real exponent bias is a scale, so "encoding and bias" of Kuzmin et al. (arXiv 2208.09225) and of
 Chen et al. (arXiv 2408.06995) is a search over formats and clip values. It is run for weights as they
-are, and for static activations on rows sampled from all calibration batches.
+are, and for static activations on rows sampled from all calibration batches. Dynamic activations
+choose a format alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,23 +75,9 @@ def search_inputs(
             for name, work in window.layers.items()
             if work.spec.input is not None and not work.spec.input.dynamic
         }
-        if not static:
-            return
-        values = _SAMPLE // len(window.calls)
-        samples = {name: Sample(values, work.module) for name, work in static.items()}
-        handles = [
-            work.module.register_forward_pre_hook(_sampler(samples[name]))
-            for name, work in static.items()
-        ]
-        try:
-            with quantized_weights(window):
-                for index in range(len(window.calls)):
-                    window.forward(index)
-        finally:
-            for handle in handles:
-                handle.remove()
+        samples = sample_inputs(window, static)
         for name, work in static.items():
-            spec, rows = work.spec.input, window.team.gather(samples[name].rows())
+            spec, rows = work.spec.input, samples[name]
             assert spec is not None
             if not len(rows):
                 raise UserError(
@@ -110,6 +97,28 @@ def search_inputs(
     return apply
 
 
+def choose_online_formats(candidates: Sequence[Format]) -> Pass:
+    """Give every dynamic input the candidate of least error in the layer's output.
+
+    Scales follow the tokens at run time; the format is what a calibration can choose.
+    """
+
+    def apply(window: Window) -> None:
+        online = {
+            name: work
+            for name, work in window.layers.items()
+            if work.spec.input is not None and work.spec.input.dynamic
+        }
+        for name, rows in sample_inputs(window, online).items():
+            work = online[name]
+            assert work.spec.input is not None
+            moment = _weight_moment(work)
+            spec, _ = choose_format(rows, work.spec.input, candidates, (1.0,), moment=moment)
+            work.spec = replace(work.spec, input=spec)
+
+    return apply
+
+
 def _check_objective(objective: str) -> None:
     if objective not in ("output", "tensor"):
         raise unknown("objective", objective, ("output", "tensor"))
@@ -122,6 +131,26 @@ def _weight_moment(work: Work) -> Tensor | None:
     w = work.module.weight.detach().float()
     flat = w.movedim(1, -1).reshape(-1, w.shape[1])
     return flat.T @ flat
+
+
+def sample_inputs(window: Window, works: dict[str, Work]) -> dict[str, Tensor]:
+    """Rows [N, features] of the inputs of some layers, behind quantized weights; the whole team's."""
+    if not works:
+        return {}
+    values = _SAMPLE // len(window.calls)
+    samples = {name: Sample(values, work.module) for name, work in works.items()}
+    handles = [
+        work.module.register_forward_pre_hook(_sampler(samples[name]))
+        for name, work in works.items()
+    ]
+    try:
+        with quantized_weights(window):
+            for index in range(len(window.calls)):
+                window.forward(index)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: window.team.gather(sample.rows()) for name, sample in samples.items()}
 
 
 class Sample:

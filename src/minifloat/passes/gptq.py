@@ -45,6 +45,26 @@ def gptq(
         block: columns that are corrected one by one; larger spans are corrected by products.
         act_order: quantize columns of large inputs first.
     """
+    return gptq_targets(w, hessian, spec, scale=scale, damp=damp, block=block, act_order=act_order)[
+        0
+    ]
+
+
+@torch.no_grad()
+def gptq_targets(
+    w: Tensor,
+    hessian: Tensor,
+    spec: QuantSpec,
+    *,
+    scale: Scale | None = None,
+    damp: float = 0.01,
+    block: int = 32,
+    act_order: bool = True,
+) -> tuple[QTensor, Tensor]:
+    """GPTQ's solution, and how far each weight was from its code when it was rounded [O, I].
+
+    The sum of both is what was rounded to nearest: the weight with all that earlier columns owed it.
+    """
     w = w.float()
     scale = scale_of(w, spec) if scale is None else scale
     hessian = hessian.float().clone()
@@ -59,11 +79,14 @@ def gptq(
         zeros = _columns(expand(scale.zero.float(), w.shape, spec.tile), order)
     if order is not None:
         hessian = hessian.index_select(0, order).index_select(1, order)
-    units = _solve(turned, scales, zeros, inverse_factor(hessian, damp), spec, block)
+    upper = inverse_factor(hessian, damp)
+    units = _solve(turned, scales, zeros, upper, spec, block)
+    missing = turned.mul_(upper.diagonal()[:, None])
     if order is not None:
-        units = units[torch.argsort(order)]
+        back = torch.argsort(order)
+        units, missing = units[back], missing[back]
     codes = rounding.encode(units.T.contiguous(), spec.format)
-    return QTensor(codes, scale, spec, tuple(codes.shape))
+    return QTensor(codes, scale, spec, tuple(codes.shape)), missing.T
 
 
 def _columns(x: Tensor, order: Tensor | None) -> Tensor:
@@ -154,7 +177,10 @@ def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
 
     def solve(work: Work) -> QTensor:
         spec = work.spec.weight
-        assert spec is not None and work.hessian is not None, "collect() comes before solve_gptq()"
+        assert spec is not None
+        if getattr(work.module, "groups", 1) > 1:  # no Hessian is kept of such small layers
+            return encode(work.weight(), spec, work.scale)
+        assert work.hessian is not None, "collect() comes before solve_gptq()"
         w, hessian = work.weight(), work.hessian.value
         solved = gptq(w, hessian, spec, scale=work.scale, damp=damp, act_order=act_order)
         nearest = encode(w, spec, work.scale)

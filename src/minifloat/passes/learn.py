@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from minifloat.calibrate.walk import Pass, Window
 from minifloat.errors import UserError, unknown
-from minifloat.passes.gptq import solve_gptq
+from minifloat.passes.gptq import gptq_targets
 from minifloat.passes.rounder import Annealing, Rounder
-from minifloat.qtensor import QTensor, encode
+from minifloat.qtensor import QTensor, decode, encode
 
 _CHECKS = 8  # how often hard weights are judged on the way
+_SETTLED = 1e-3  # share of undecided weights with which nothing changes any more
+_LEAN = 0.6  # of the way to GPTQ's solution, where V starts
 
 
 def learn_rounding(
@@ -39,13 +41,16 @@ def learn_rounding(
     """Learned rounding of all layers of a window together; a step sees one calibration batch a process.
 
     An eighth of the batches is held out. The hard weights that reconstruct them best, of all that
-    were seen on the way, are kept: never worse than the start, and than rounding to nearest.
+    were seen on the way, are kept: never worse than the start, and than rounding to nearest. It ends
+    before its steps when no weight is undecided; a held-out error that stands still is no such
+    sign, since hard weights get better until beta has fallen.
 
     Args:
         steps: Adam's steps a window.
         lr: learning rate of V, or of V' where `scale_aware`.
         scale_aware: FP4DiT's parametrization.
-        start: nearest, or gptq, which needs Hessians.
+        start: nearest, or gptq, which needs Hessians: the neighbours are those of what GPTQ rounds,
+            and V begins near its solution.
         mixed: compute the block in bfloat16, with sums and soft weights in float32: twice as fast
             where the processor has instructions for it.
         annealing: of the regularizer.
@@ -71,7 +76,8 @@ class Descent:
     def __init__(
         self, window: Window, annealing: Annealing, *, scale_aware: bool, mixed: bool
     ) -> None:
-        self.window, self.annealing, self.mixed = window, annealing, mixed
+        self.window, self.annealing = window, annealing
+        self.scale_aware, self.mixed = scale_aware, mixed
         self.learned, self.held_out = _hold_out(len(window.calls))
         self.rounders = {}
         for name, work in window.layers.items():
@@ -85,20 +91,26 @@ class Descent:
         self.best = window.team.total(sum(self.floor[i] for i in self.held_out))
 
     def start_at_gptq(self) -> None:
-        """Lean to GPTQ's solution, which is judged as it is."""
-        if any(work.hessian is None for work in self.window.layers.values()):
-            raise UserError("start 'gptq' needs Hessians: put collect() before learn_rounding()")
-        kept = {name: work.q for name, work in self.window.layers.items()}
-        solve_gptq()(self.window)
+        """Choose between the neighbours of what GPTQ rounded, beginning near its solution."""
+        solved = {}
         for name, work in self.window.layers.items():
-            assert work.q is not None
-            self.rounders[name].start_at(work.q)
-        solved = {name: work.quantized_weight() for name, work in self.window.layers.items()}
-        error = self.window.team.total(self._error(self.held_out, solved))
-        if error < self.best:
-            self.best = error
-        else:
-            self._keep(kept)
+            if getattr(work.module, "groups", 1) > 1:  # no Hessian is kept of such small layers
+                continue
+            if work.hessian is None:
+                raise UserError(
+                    "start 'gptq' needs Hessians: put collect() before learn_rounding()"
+                )
+            assert work.spec.weight is not None and work.scale is not None
+            solved[name] = gptq_targets(
+                work.weight(), work.hessian.value, work.spec.weight, scale=work.scale
+            )
+        for name, (q, missing) in solved.items():
+            self.rounders[name] = Rounder(
+                decode(q) + missing, q.spec, q.scale, scale_aware=self.scale_aware
+            )
+        self.judge()
+        for name in solved:
+            self.rounders[name].lean(_LEAN)
 
     def run(self, steps: int, lr: float, seed: int) -> None:
         """Adam on the soft weights of all layers; errors count relative to rounding to nearest."""
@@ -120,6 +132,13 @@ class Descent:
             optimizer.step()
             if (step + 1) % -(-steps // _CHECKS) == 0 or step + 1 == steps:
                 self.judge()
+                if self.undecided() < _SETTLED:
+                    break
+
+    def undecided(self) -> float:
+        """The share of weights that are on their way between their neighbours."""
+        counts = [(r.undecided(), r.logits.numel()) for r in self.rounders.values()]
+        return sum(found for found, _ in counts) / sum(count for _, count in counts)
 
     def _agree(self, soft: Iterable[Tensor]) -> None:
         """The mean gradient over the team, whose members each saw a batch of their own."""

@@ -79,16 +79,15 @@ class Rounder:
         self.logits = (logits if self.unit is None else logits * self.unit).requires_grad_()
         self.soft = torch.empty_like(w).requires_grad_()
 
-    def start_at(self, q: QTensor) -> None:
-        """Lean to another rounding on the same grid, by as much as to nearest before.
+    def lean(self, share: float) -> None:
+        """Go a share of the way to the neighbour that is leant to.
 
-        A code that is none of the two neighbours changes nothing.
+        GPTQ's weights are targets one by one and no solution together; their hard ones are.
         """
-        given, lean = decode(q), self.hard()
-        other = ((given == self.base) | (given == decode(self._packed(self.high)))) & (
-            given != lean
-        )
-        self.logits.data = torch.where(other, -self.logits.detach(), self.logits.detach())
+        hard = (self.logits.detach() >= 0).float()
+        begun = torch.where(self.gap > 0, torch.lerp(self.share, hard, share), self.share)
+        logits = -torch.log((_HIGH - _LOW) / (begun - _LOW) - 1)
+        self.logits.data = logits if self.unit is None else logits * self.unit
 
     def soften(self) -> Tensor:
         """The soft weight [out, in] of the logits as they are."""
