@@ -92,8 +92,13 @@ def padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def sqnr(signal: Tensor, noise: Tensor) -> float:
     """Signal-to-quantization-noise ratio in dB; infinite without noise."""
-    power, error = signal.double().square().sum(), noise.double().square().sum()
-    return float(10 * torch.log10(power / error))
+    return float(10 * torch.log10(_power(signal) / _power(noise)))
+
+
+def _power(x: Tensor) -> Tensor:
+    """Sum of squares in float64, in pieces: a copy of a large weight would be its largest cost."""
+    parts = torch.split(x.reshape(-1), 1 << 18)
+    return torch.stack([part.double().square().sum() for part in parts]).sum()
 
 
 def output_sqnr(w: Tensor, w_hat: Tensor, hessian: Tensor) -> float:

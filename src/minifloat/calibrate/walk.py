@@ -304,9 +304,10 @@ def _replace(model: nn.Module, window: Window) -> None:
         assert work.q is not None, f"no pass quantized {name}"
         w, w_hat = work.weight(), work.quantized_weight()
         scales = work.q.scale.values(work.q.spec)
+        seen = work.hessian and output_sqnr(w, w_hat, work.hessian.value)
         window.outcome[name] = {
-            "weight_sqnr": sqnr(w, w - w_hat),
-            "output_sqnr": work.hessian and output_sqnr(w, w_hat, work.hessian.value),
+            "weight_sqnr": sqnr(w, w_hat.sub_(w)),
+            "output_sqnr": seen,
             "samples": work.hessian and work.hessian.rows,
             "scale_min": float(scales.min()),
             "scale_max": float(scales.max()),
@@ -324,9 +325,11 @@ def _replace(model: nn.Module, window: Window) -> None:
 
 def _histogram(q: QTensor) -> list[list[float]]:
     """How many weights lie on each value of the grid, both zeros as one."""
-    codes = torch.bincount(q.codes.reshape(-1).int(), minlength=2**q.spec.format.bits).tolist()
+    size = 2**q.spec.format.bits
+    parts = torch.split(q.codes.reshape(-1), 1 << 18)  # bincount makes eight bytes of each
+    codes = torch.stack([torch.bincount(part, minlength=size) for part in parts]).sum(0)
     counts: dict[float, int] = {}
-    for value, count in zip(q.spec.format.values, codes, strict=True):
+    for value, count in zip(q.spec.format.values, codes.tolist(), strict=True):
         if not math.isnan(value):
             counts[value + 0.0] = counts.get(value + 0.0, 0) + count
     return [[value, counts[value]] for value in sorted(counts)]
