@@ -2,9 +2,9 @@
 
     python -m benchmarks.larger_than_memory FOLDER [--memory 6GB] [--method nearest|gptq] [--layers 32]
 
-Random weights are written block by block into FOLDER/model (13.5 GB, once), with the small tokenizer of the
-zoo. Then the ordinary command runs: two windows of 64 tokens, no evaluation, since random weights predict
-nothing. The figure is the peak resident memory of that process.
+Random weights are written block by block into FOLDER/model (13.5 GB, once), with the small tokenizer of
+the zoo. Then the ordinary command runs: two windows of 64 tokens, no evaluation, since random weights
+predict nothing. The figure is the peak resident memory of that process.
 """
 
 import argparse

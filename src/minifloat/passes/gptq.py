@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minifloat import rounding
+from minifloat.calibrate.stats import quadratic, some_channels
 from minifloat.calibrate.walk import Pass, Window, Work
 from minifloat.errors import UserError
 from minifloat.qtensor import QTensor, decode, encode, scale_of
@@ -171,8 +172,8 @@ def _solve(
 def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
     """GPTQ on every layer of the window, with the scales it already has.
 
-    Falls back to rounding to nearest where that has the smaller output error, which keeps the pass
-    never worse than its baseline on its own objective.
+    Falls back to rounding to nearest where that has the smaller output error (of a large layer, on
+    evenly spaced output channels), which keeps the pass never worse than its baseline.
     """
 
     def solve(work: Work) -> QTensor:
@@ -184,8 +185,9 @@ def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
         w, hessian = work.weight(), work.hessian.value
         solved = gptq(w, hessian, spec, scale=work.scale, damp=damp, act_order=act_order)
         nearest = encode(w, spec, work.scale)
-        better = _output_error(w, solved, hessian) <= _output_error(w, nearest, hessian)
-        return solved if better else nearest
+        some = some_channels(w.shape[0])
+        errors = [quadratic((w - decode(q))[some], hessian) for q in (solved, nearest)]
+        return solved if errors[0] <= errors[1] else nearest
 
     def apply(window: Window) -> None:
         team = window.team
@@ -199,8 +201,3 @@ def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
             work.q = replace(q, codes=team.send_round(index, q.codes.contiguous()))
 
     return apply
-
-
-def _output_error(w: Tensor, q: QTensor, hessian: Tensor) -> float:
-    error = w - decode(q)
-    return float(((error @ hessian) * error).sum())
