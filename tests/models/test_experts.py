@@ -81,6 +81,11 @@ def test_experts_are_packed_saved_and_loaded(family: str, tmp_path: Any) -> None
         save(model, plan, tmp_path)
         loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
         assert torch.equal(loaded(batches()[0], use_cache=False).logits, after)
+    gates = [
+        row for row in report["ledger"] if row["name"].endswith(("gate.weight", "router.weight"))
+    ]
+    reasons = {row["reason"] for row in gates if row["status"] == "kept"}
+    assert reasons <= {"routers that are no linear layers stay in full precision"}
     packed = [row for row in report["ledger"] if ".experts." in row["name"]]
     statuses = {row["name"].rpartition(".")[2]: row["status"] for row in packed}
     assert statuses["weight"] == "quantized"

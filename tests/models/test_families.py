@@ -45,6 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Starcoder2": {},
     "OPT": {"ffn_dim": 80, "word_embed_proj_dim": 48, "dropout": 0.0},
     "GPTNeoX": {},
+    "Falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": None},
     "Llama4Text": {"num_local_experts": 4, "intermediate_size_mlp": 80},
 }
 
@@ -52,7 +53,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def tiny(family: str) -> nn.Module:
     """A model of random weights."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(SMALL | FAMILIES[family]))
+    settings = {k: v for k, v in (SMALL | FAMILIES[family]).items() if v is not None}
+    config = getattr(transformers, f"{family}Config")(**settings)
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
     return model.eval()
 

@@ -1,10 +1,12 @@
 """Hadamard matrices by construction: entries of one size, orthogonal rows, at any width."""
 
+import math
+
 import pytest
 import torch
 
 from minifloat.errors import UserError
-from minifloat.models.hadamard import blocks_of, hadamard, is_order, rotation
+from minifloat.models.hadamard import blocks_of, factors, hadamard, is_order, rotation, turn
 
 # Widths of layers and heads of published models: SmolLM2, Llama, Gemma, Qwen, SigLIP, DiT, Phi ...
 WIDTHS = [576, 768, 960, 1024, 1152, 1280, 1536, 1600, 1792, 2048, 2304, 2560, 2816, 3072, 3584]
@@ -13,13 +15,17 @@ WIDTHS = [576, 768, 960, 1024, 1152, 1280, 1536, 1600, 1792, 2048, 2304, 2560, 2
 MISSING = [156, 172, 188, 236, 260, 268, 292, 324, 356, 372, 376]
 
 
-def defect(matrix: torch.Tensor) -> float:
-    return float((matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64)).abs().max())
+def defect(matrix: torch.Tensor, rows: slice = slice(None)) -> float:
+    """How far the rows are from orthonormal among all."""
+    identity = torch.eye(len(matrix), dtype=torch.float64)
+    return float((matrix[rows] @ matrix.T - identity[rows]).abs().max())
 
 
 def test_every_width_up_to_512_is_orthogonal() -> None:
+    """All rows of every order; of widths made up of blocks, which are orders again, every 16th."""
     for width in range(1, 513):
-        assert defect(rotation(width, seed=width if width % 2 else None)) < 1e-12, width
+        rows = slice(None) if is_order(width) else slice(0, None, 16)
+        assert defect(rotation(width, seed=width if width % 2 else None), rows) < 1e-12, width
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -49,6 +55,20 @@ def test_a_width_without_a_matrix_is_cut_into_the_largest_blocks() -> None:
         hadamard(156)
     with pytest.raises(UserError, match="at least 1"):
         rotation(0)
+
+
+@pytest.mark.parametrize("width", [1, 12, 64, 99, 128, 576, 960, 1536, 2880])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_turning_is_the_product_with_the_matrix(width: int, seed: int | None) -> None:
+    x = torch.randn(3, 2, width, dtype=torch.float64)
+    torch.testing.assert_close(turn(x, seed), x @ rotation(width, seed))
+
+
+def test_turning_takes_few_multiplications() -> None:
+    """The factors multiply to the width, and add up to far less."""
+    for width in WIDTHS:
+        assert math.prod(factors(width)) == width
+        assert sum(factors(width)) < max(width / 6, 200)
 
 
 def test_signs_follow_the_seed() -> None:

@@ -18,15 +18,30 @@ class Renamed(nn.Linear):
     """A linear layer of another name."""
 
 
+class Spelled(nn.Linear):
+    """A linear layer that writes its product out, as Falcon's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that is no product with its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(8, 2)
-        self.router, self.plain = Router(8, 4), Renamed(8, 4)
+        self.router, self.plain, self.spelled = Router(8, 4), Renamed(8, 4), Spelled(8, 4)
+        self.conv, self.other = nn.Conv2d(2, 2, 3), Standardized(2, 2, 3, dilation=2)
 
 
 def test_only_layers_that_are_called_as_linear_maps_are_packed() -> None:
-    assert list(quantizable(Block(), "block")) == ["block.plain"]
+    assert list(quantizable(Block(), "block")) == ["block.plain", "block.spelled", "block.conv"]
 
 
 def test_a_packed_output_layer_would_break_torch_s_attention() -> None:

@@ -1,13 +1,14 @@
 """Folding as arithmetic: on seams written by hand, where no model of a library is needed."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
-from minifloat.models.hadamard import rotation
+from minifloat.models.hadamard import rotation, turn
 from minifloat.models.seam import (
     MAPS,
     Seam,
@@ -166,6 +167,19 @@ def test_heads_between_others_and_shared_by_queries() -> None:
     each = torch.stack([rotation(3, seed=1), torch.linalg.qr(torch.randn(3, 3).double())[0]])
     fold_rotation(model, VALUE, each)
     torch.testing.assert_close(answer(model), before)
+
+
+def test_a_rotation_may_be_a_function() -> None:
+    one, two = Heads().double(), Heads().double()
+    two.load_state_dict(one.state_dict())
+    wide = replace(VALUE, width=8, cell=4, producers=(Slot("fused.weight", 0),), consumers=())
+    fold_rotation(one, wide, partial(turn, seed=3))
+    fold_rotation(two, wide, rotation(4, seed=3))
+    torch.testing.assert_close(one.fused.weight, two.fused.weight)
+    with pytest.raises(UserError, match="orthogonal"):
+        fold_rotation(one, wide, lambda x: x * 2)
+    with pytest.raises(UserError, match="of 4 channels"):
+        fold_rotation(one, wide, lambda x: x[..., :2])
 
 
 def test_across_heads_nothing_cancels() -> None:

@@ -15,6 +15,7 @@ from minifloat.export.native import save, whole_or_nothing
 from minifloat.layers import QConv2d, packed_like
 from minifloat.method import quantize
 from minifloat.methods import build
+from minifloat.models.seam import fold_order
 from minifloat.models.split import SplitLayer, split_layer
 from minifloat.models.unet import UNetAdapter
 from minifloat.plan import Plan
@@ -271,3 +272,18 @@ def test_a_samplers_trajectory_is_recorded_by_name_and_thinned_over_all_times() 
     half = [int(call["timestep"]) for call in record(model, draw, limit=6)]
     assert len(half) == 6
     assert len(set(half)) >= 3
+
+
+def test_seams_pass_layers_that_were_split() -> None:
+    """The convolution that sees a skip is two by then, and both write the channels that are ordered."""
+    model = tiny()
+    adapter = UNetAdapter.of(model)
+    with torch.no_grad():
+        before = model(*batches()[0])[0]
+        adapter.split(model)
+        seams = [seam for seam in adapter.seams(model) if seam.kind == "conv"]
+        assert any("parts.1" in slot.name for seam in seams for slot in seam.producers)
+        for seam in seams:
+            order = torch.arange(seam.width).reshape(-1, seam.cell).flip(1).flatten()
+            fold_order(model, seam, order)
+        torch.testing.assert_close(model(*batches()[0])[0], before)

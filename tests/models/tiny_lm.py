@@ -85,6 +85,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3Moe": {"num_experts": 4, **_MOE},
     "Olmoe": {"num_experts": 4, **_MOE},
     "GraniteMoe": {"num_local_experts": 4, **_MOE},
+    "MiniMax": {"num_local_experts": 4, **_MOE},
     "DeepseekV2": {**_MLA, "q_lora_rank": None, "num_key_value_heads": 4},
     "DeepseekV3": {**_MLA, "q_lora_rank": 8, "num_key_value_heads": 4},
     "GptOss": {"num_local_experts": 4, "sliding_window": 8, **_MOE},

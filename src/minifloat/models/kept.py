@@ -31,7 +31,14 @@ _REASONS: tuple[tuple[Callable[[str, nn.Module], bool], str], ...] = (
         lambda name, _: "embed" in name or "lm_head" in name,
         "embeddings and the output head stay in full precision",
     ),
-    (lambda name, _: "norm" in name, "normalization gains stay in full precision"),
+    (
+        lambda name, module: "norm" in name or "norm" in type(module).__name__.lower(),
+        "normalization gains stay in full precision",
+    ),
+    (
+        lambda _, module: "router" in type(module).__name__.lower(),
+        "routers that are no linear layers stay in full precision",
+    ),
 )
 
 

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from minifloat.errors import UserError
 
 SCALE, ORDER, ROTATION = MAPS = ("scale", "order", "rotation")
+Turn = Callable[[Tensor], Tensor]
+
+# Vectors that tell an orthogonal matrix from others; a wrong one passes with no chance to speak of.
+_PROBES = 16
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,20 @@ def fold_order(model: nn.Module, seam: Seam, order: Tensor) -> None:
 
 
 @torch.no_grad()
-def fold_rotation(model: nn.Module, seam: Seam, matrix: Tensor) -> None:
-    """Turn the channels x into x Q; Q is orthogonal [cell, cell], or one a cell [cells, cell, cell]."""
+def fold_rotation(model: nn.Module, seam: Seam, rotation: Tensor | Turn) -> None:
+    """Turn the channels x into x Q, in each cell.
+
+    Q is an orthogonal matrix [cell, cell], one a cell [cells, cell, cell], or a function that turns
+    the last axis, such as `hadamard.turn`.
+    """
     _check(model, seam, ROTATION)
     cell = seam.cell or seam.width
-    matrix = matrix.detach().expand(seam.width // cell, *matrix.shape[-2:])
-    _check_orthogonal(seam, matrix, cell)
+    turn = _by_matrix(seam, rotation, cell) if isinstance(rotation, Tensor) else rotation
+    _check_orthogonal(seam, turn, cell)
     for slot in seam.followers:
         _edit(model, slot, seam.width, _check_uniform(seam, slot))
     for slot in _distinct(model, (*seam.producers, *seam.consumers)):
-        _edit(model, slot, seam.width, _rotating(matrix))
+        _edit(model, slot, seam.width, _turning(turn, cell))
 
 
 def tie_scale(seam: Seam, scale: Tensor) -> Tensor:
@@ -165,14 +173,24 @@ def _scaling(factor: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: x * factor.to(x)[:, None]
 
 
-def _rotating(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """x [..., width, copies] times the matrix of each cell, along the width."""
+def _turning(turn: Turn, cell: int) -> Callable[[Tensor], Tensor]:
+    """A change of x [..., width, copies]: each cell is turned along the width."""
 
-    def turn(x: Tensor) -> Tensor:
-        cells = x.reshape(*x.shape[:-2], *matrix.shape[:2], x.shape[-1])
-        return torch.einsum("...hcg,hcd->...hdg", cells, matrix.to(x)).flatten(-3, -2)
+    def change(x: Tensor) -> Tensor:
+        cells = x.movedim(-1, 0)
+        cells = cells.reshape(*cells.shape[:-1], -1, cell)
+        return turn(cells).flatten(-2).movedim(0, -1)
 
-    return turn
+    return change
+
+
+def _by_matrix(seam: Seam, matrix: Tensor, cell: int) -> Turn:
+    """x [..., cells, cell] times one matrix, or times a matrix each."""
+    if matrix.shape[-2:] != (cell, cell):
+        raise UserError(f"{_title(seam)} takes matrices of {cell} x {cell}")
+    if matrix.ndim == 2:
+        return lambda x: x @ matrix.to(x)
+    return lambda x: torch.einsum("...hc,hcd->...hd", x, matrix.to(x))
 
 
 def _check_uniform(seam: Seam, slot: Slot) -> Callable[[Tensor], Tensor]:
@@ -187,11 +205,15 @@ def _check_uniform(seam: Seam, slot: Slot) -> Callable[[Tensor], Tensor]:
     return check
 
 
-def _check_orthogonal(seam: Seam, matrix: Tensor, cell: int) -> None:
-    if matrix.shape[-2:] != (cell, cell):
-        raise UserError(f"{_title(seam)} takes matrices of {cell} x {cell}")
-    product = matrix @ matrix.mT
-    if not torch.allclose(product, torch.eye(cell).to(product).expand_as(product), atol=1e-4):
+def _check_orthogonal(seam: Seam, turn: Turn, cell: int) -> None:
+    """Ask whether angles stay what they are, of a few random vectors."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_PROBES, seam.width // cell, cell, generator=generator, dtype=torch.float64)
+    y = turn(x)
+    if y.shape != x.shape:
+        raise UserError(f"{_title(seam)} takes rotations of {cell} channels")
+    before, after = (torch.einsum("ahc,bhc->hab", v, v) / cell for v in (x, y))
+    if not torch.allclose(before, after, atol=1e-4):
         raise UserError(f"{_title(seam)} needs an orthogonal matrix")
 
 
