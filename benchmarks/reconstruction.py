@@ -1,6 +1,8 @@
-"""Learned rounding of one block of the terrain U-Net: the published loop against ours.
+"""Learned rounding of one block: the published loop against ours.
 
-    python -m benchmarks.reconstruction [--block down_blocks.21] [--rows results.jsonl]
+    python -m benchmarks.reconstruction --rows results.jsonl [--block down_blocks.21]
+    python -m benchmarks.reconstruction --rows results.jsonl --block transformer_blocks.3 \\
+        --pipeline FOLDER --prompts FILE
 
 The plain twin is the loop of BRECQ and Q-Diffusion as published: Adam at 1e-3 on V for 20,000 steps of
 32 images, a sum over channels and a mean over the rest, lambda 0.01, beta from 20 to 2 after a warm-up
@@ -17,17 +19,23 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map, tree_map_only
 
 from benchmarks.common import add_row, read_rows
 from minifloat import formats
 from minifloat.calibrate.runs import Call
 from minifloat.calibrate.stats import quantizable
+from minifloat.calibrate.trajectories import record
 from minifloat.calibrate.walk import Window, Work, walk
+from minifloat.models.adapter import Adapter
+from minifloat.models.families import adapter_for
+from minifloat.models.pipeline import denoiser, open_pipeline, sample
+from minifloat.models.prompts import read_prompts
 from minifloat.passes.assign import assign_scales, collect, round_to_nearest
 from minifloat.passes.gptq import solve_gptq
 from minifloat.passes.learn import learn_rounding
@@ -35,19 +43,42 @@ from minifloat.rounding import neighbours
 from minifloat.spec import LayerSpec, QuantSpec
 from minifloat.tiles import expand
 from zoo import terrain_weights
-from zoo.terrain import Terrain
 from zoo.terrain_adapter import adapter, trajectories
 
 FP4 = QuantSpec(formats.E2M1, (1, 128), formats.FP16)
-HELD_OUT = 8  # batches
 
 
-def windows(model: Terrain, name: str, runs: int, batch: int) -> tuple[Window, Window]:
-    """The block with batches to learn on and batches to judge on, behind blocks rounded by GPTQ."""
+class Source(NamedTuple):
+    """A network, how it is walked, and what its sampler feeds it."""
+
+    network: nn.Module
+    adapter: Adapter
+    batches: list[dict[str, Any]]
+
+
+def terrain(runs: int, batch: int) -> Source:
+    """The pretrained U-Net; runs of two steps."""
+    model = terrain_weights.load()
     batches = trajectories(model, runs=runs, batch=batch, seed=0)
-    block = copy.deepcopy(model.network.get_submodule(name)).requires_grad_(False)
-    walked = copy.deepcopy(model.network)
-    blocks = adapter(walked).blocks(walked)
+    return Source(model.network, adapter(model.network), batches)
+
+
+def transformer(pipeline: str, prompts: Path, calls: int) -> Source:
+    """The denoiser of a pipeline, with prompts that are drawn in 20 steps, guided."""
+    pipe = open_pipeline(pipeline)
+    network = denoiser(pipe)[1]
+    asked = read_prompts(prompts).rows(0, 32)
+    found = record(
+        network, lambda: sample(pipe, asked, seed=0, steps=20, guidance=3.0, batch=8), limit=calls
+    )
+    return Source(network, adapter_for(network), found)
+
+
+def windows(source: Source, name: str) -> tuple[Window, Window]:
+    """The block with batches to learn on and batches to judge on, behind blocks rounded by GPTQ."""
+    block = copy.deepcopy(source.network.get_submodule(name)).requires_grad_(False)
+    walked = copy.deepcopy(source.network)
+    blocks = source.adapter.blocks(walked)
     specs = {n: LayerSpec(FP4) for prefix, b in blocks.items() for n in quantizable(b, prefix)}
     seen: dict[str, tuple[list[Call], list[Tensor]]] = {}
 
@@ -55,30 +86,29 @@ def windows(model: Terrain, name: str, runs: int, batch: int) -> tuple[Window, W
         seen[window.name] = (list(window.calls), list(window.targets))
 
     passes = (keep, collect(), assign_scales(), solve_gptq())
-    for window in walk(walked, adapter(walked), batches, specs, passes):
+    for window in walk(walked, source.adapter, source.batches, specs, passes):
         if window.name == name:
             break
         seen.pop(window.name)
     calls, targets = seen[name]
     works = {n: Work(m, LayerSpec(FP4)) for n, m in quantizable(block, name).items()}
-    cut = len(calls) - HELD_OUT
+    cut = len(calls) - len(calls) // 4
     learn = Window(name, block, works, calls[:cut], targets[:cut])
     assign_scales()(learn)
     return learn, Window(name, block, works, calls[cut:], targets[cut:])
 
 
 @torch.no_grad()
-def recording(model: Terrain, name: str, runs: int, batch: int) -> float:
+def recording(source: Source, name: str) -> float:
     """Seconds that the published loop spends on a block's inputs and targets: two full runs."""
-    batches = trajectories(model, runs=runs, batch=batch, seed=0)
     found: list[Any] = []
-    handle = model.network.get_submodule(name).register_forward_hook(
+    handle = source.network.get_submodule(name).register_forward_hook(
         lambda module, args, output: found.append((args, output))
     )
     started = time.process_time()
     for _ in range(2):  # weights quantized, then full precision: of equal cost here
-        for arguments in batches:
-            model.network(**arguments)
+        for arguments in source.batches:
+            source.network(**arguments)
     handle.remove()
     return time.process_time() - started
 
@@ -100,15 +130,21 @@ def run_block(window: Window, weights: dict[str, Tensor], call: Call) -> Tensor:
         )
         for name, w in weights.items()
     }
-    out: Tensor = functional_call(window.block, named, call.args)
+    out: Tensor = functional_call(window.block, named, call.args, call.kwargs)
     return out
+
+
+def joined(calls: list[Call]) -> Any:
+    """The arguments of all calls as those of one: samples one after the other."""
+    trees = [(call.args, call.kwargs) for call in calls]
+    return tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *trees)
 
 
 def plain_twin(
     window: Window, steps: int, lr: float, *, images: int = 32, weight: float = 0.01
 ) -> dict[str, Tensor]:
     """BRECQ's loop as published, on the grid of the spec; returns hard weights [out, in]."""
-    args = [torch.cat(parts) for parts in zip(*(c.args for c in window.calls), strict=True)]
+    arguments = joined(window.calls)
     target = torch.cat(window.targets)
     low, gap, variable = {}, {}, {}
     for name, work in window.layers.items():
@@ -127,7 +163,8 @@ def plain_twin(
     for step in range(steps):
         chosen = torch.randperm(len(target), generator=generator)[:images]
         soft = {name: low[name] + gap[name] * share(name) for name in variable}
-        output = run_block(window, soft, Call("", tuple(a[chosen] for a in args), {}))
+        args, kwargs = tree_map_only(Tensor, lambda x, rows=chosen: x[rows], arguments)
+        output = run_block(window, soft, Call("", args, kwargs))
         loss = (output - target[chosen]).square().sum(1).mean()
         if step >= 0.2 * steps:
             beta = 2 + 18 * (1 - (step / steps - 0.2) / 0.8)
@@ -175,13 +212,18 @@ def main() -> None:
     parser.add_argument("--block", default="down_blocks.21")
     parser.add_argument("--runs", type=int, default=16, help="runs of the sampler, of two steps")
     parser.add_argument("--batch", type=int, default=4, help="images a run")
+    parser.add_argument("--pipeline", help="a folder of diffusers in the place of terrain")
+    parser.add_argument("--prompts", type=Path, help="for it: words or ready embeddings")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--rows", type=Path, required=True)
     args = parser.parse_args()
-    model = terrain_weights.load()
-    learn, judge = windows(model, args.block, args.runs, args.batch)
+    if args.pipeline:
+        source = transformer(args.pipeline, args.prompts, 2 * args.runs)
+    else:
+        source = terrain(args.runs, args.batch)
+    learn, judge = windows(source, args.block)
     weights = sum(work.module.weight.numel() for work in learn.layers.values())
-    seconds = recording(model, args.block, args.runs, args.batch)
+    seconds = recording(source, args.block)
     print(f"{args.block}: {weights} weights; {seconds:.1f} s to record inputs and targets")
     round_to_nearest()(learn)
     nearest = {name: work.quantized_weight() for name, work in learn.layers.items()}

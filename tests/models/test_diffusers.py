@@ -15,6 +15,7 @@ from minifloat.calibrate.walk import walk
 from minifloat.errors import UserError
 from minifloat.layers import QLayer
 from minifloat.method import Method, quantize
+from minifloat.methods import build
 from minifloat.models.dit import DiTAdapter
 from minifloat.models.families import adapt, adapter_for
 from minifloat.models.llama import LlamaAdapter
@@ -69,6 +70,17 @@ def test_fp8_weights_and_inputs_are_near_full_precision(name: str) -> None:
         for name in linear(block)
     ]
     assert not left
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "learned"])
+def test_layers_without_a_hessian_are_rounded_beside_the_others(rounding: str) -> None:
+    """Sana's depthwise convolutions."""
+    name = "SanaTransformer2DModel"
+    model = CASES[name].model(name)
+    method = build("fp4dit", {"rounding": rounding, "steps": "3", "search": "false"})
+    report = quantize(model, method, CASES[name].batches())
+    depthwise = [row for row in report["ledger"] if row["name"].endswith("conv_depth.weight")]
+    assert [row["status"] for row in depthwise] == ["quantized"] * 2
 
 
 def linear(block: nn.Module) -> list[str]:

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 import minifloat  # noqa: F401  registers with transformers
-from minifloat.calibrate.walk import first_tensor, walk
+from minifloat.calibrate.walk import tensors, walk
 from minifloat.errors import UserError
 from minifloat.export.native import save
 from minifloat.method import quantize
@@ -80,7 +80,7 @@ def test_blocks_in_turn_are_the_model(family: str) -> None:
             adapter.run(model, batch)
     handle.remove()
     for window in walk(model, adapter, batches(), {}, ()):
-        found = [first_tensor(target) for target in window.targets]
+        found = [tensors(target)[0] for target in window.targets]
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 

@@ -273,9 +273,9 @@ def _advance(window: Window, full: Sequence[Run], quantized: Sequence[Run], shel
     power = error = torch.zeros((), dtype=torch.float64)
     for index, run in enumerate(quantized):
         output = shelf.keep(window.forward(index))
-        target = first_tensor(window.targets[index])
-        power = power + target.double().square().sum()
-        error = error + (target - first_tensor(output)).double().square().sum()
+        for found, target in zip(tensors(output), tensors(window.targets[index]), strict=True):
+            power = power + target.double().square().sum()
+            error = error + (target - found).double().square().sum()
         run.resume(output)
         full[index].resume(window.targets[index])
     window.calls.clear()
@@ -283,9 +283,10 @@ def _advance(window: Window, full: Sequence[Run], quantized: Sequence[Run], shel
     return 10 * math.log10(signal / noise) if signal and noise else math.inf
 
 
-def first_tensor(output: Any) -> Tensor:
-    """A block's hidden states: its output, or the first tensor of a tuple."""
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+def tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors that a block hands on: one, or text and image of a joint block."""
+    leaves = tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _check_finite(window: Window) -> None:

@@ -10,14 +10,12 @@ that a block returns count: a block of SD3 or Flux hands on the text as well as 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
-from minifloat.calibrate.walk import Pass, Window
+from minifloat.calibrate.walk import Pass, Window, tensors
 from minifloat.errors import UserError, unknown
 from minifloat.passes.gptq import gptq_targets
 from minifloat.passes.rounder import Annealing, Rounder
@@ -175,15 +173,9 @@ class Descent:
         device = next(iter(weights.values())).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.mixed):
             output = functional_call(window.block, named, call.args, call.kwargs)
-        pairs = zip(_tensors(output), _tensors(window.targets[index]), strict=True)
+        pairs = zip(tensors(output), tensors(window.targets[index]), strict=True)
         errors = [(found.float() - target.float()).square().sum() for found, target in pairs]
         return torch.stack(errors).sum()
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of a block's output."""
-    leaves = tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _hold_out(count: int) -> tuple[list[int], list[int]]:
