@@ -61,7 +61,7 @@ def amax_range(x: Tensor, spec: QuantSpec) -> Tensor:
     peaks = torch.zeros(x.shape[0], spec.tiles((x.shape[0], x.shape[1]))[1], device=x.device)
     for rows, columns, tiles in runs(x, spec.tile):
         piece = split(x[rows, columns], tiles.stop - tiles.start)
-        torch.amax(piece.abs(), 2, out=peaks[rows, tiles])
+        peaks[rows, tiles] = piece.abs().amax(2)
     return tiled(peaks, (spec.tile[0], 1)).amax((1, 3))
 
 
