@@ -90,7 +90,7 @@ def measure(shape: str, threads: int) -> list[dict[str, Any]]:
         x = torch.randn(tokens, in_features, generator=torch.Generator().manual_seed(1))
         short = x.bfloat16()
         calls = {
-            "cpu-w4": rotating(lambda i, x=x: cpu.linear_w4(x, packed[i]), len(packed)),
+            "cpu-w4": rotating(lambda i, x=x: cpu.linear(x, packed[i]), len(packed)),
             "reference": rotating(lambda i, x=x: reference.linear(x, packed[i]), len(packed)),
             "torch fp32": rotating(lambda i, x=x: torch.nn.functional.linear(x, wide[i]), count),
             "torch bf16": rotating(

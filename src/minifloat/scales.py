@@ -11,7 +11,8 @@ scale rounded up, M2 a `POW4` ratio under one real scale a row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +33,7 @@ _BASINS = 3
 SHORT_GRID = tuple(0.5 + 0.025 * i for i in range(41))
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """Stored scales of a matrix.
 
     Attributes:

@@ -29,8 +29,7 @@ class Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("linear", "cpu-w4", "cpu", cpu.accepts_w4, cpu.linear_w4),
-    Kernel("linear", "cpu-w8", "cpu", cpu.accepts_w8, cpu.linear_w8),
+    Kernel("linear", "cpu", "cpu", cpu.accepts, cpu.linear),
     Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
     Kernel("conv2d", "reference", "*", lambda spec: True, reference.conv2d),
 )

@@ -1,0 +1,59 @@
+/* All that the loops of `few.c` and `many.c` share. */
+
+#ifndef MINIFLOAT_CALL_H
+#define MINIFLOAT_CALL_H
+
+#include "tokens.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+static inline int thread_number(void) { return omp_get_thread_num(); }
+#else
+static inline int thread_number(void) { return 0; }
+#endif
+
+enum outcome { DONE, NO_MEMORY };
+
+/* All of a call. */
+typedef struct {
+    weights w;
+    activations a;
+    enum engine engine;
+    int level, threads;
+    int64_t dwords;    /* of a row, whole chunks of them */
+    int units;         /* U */
+    const float *bias; /* [rows] or NULL */
+    void *out;
+    int64_t pixels;    /* of an image [rows][pixels], or 0: out is [tokens][rows] */
+} call;
+
+static inline int dword_columns(const call *k) { return 32 / k->w.how->bits; }
+
+static inline void write(const call *k, int64_t token, int64_t row, float y) {
+    int64_t at = token * k->w.rows + row;
+    if (k->pixels) at = (token / k->pixels * k->w.rows + row) * k->pixels + token % k->pixels;
+    if (k->bias) y += k->bias[row];
+    if (k->a.kind == FLOAT32)
+        ((float *)k->out)[at] = y;
+    else
+        ((uint16_t *)k->out)[at] = brain_of(y);
+}
+
+/* Scales of a row's groups, for sums of units. */
+static inline void row_scales(const call *k, int64_t row, float *out) {
+    mf_row_scales(&k->w, row, out);
+    if (k->engine == BYTES || k->engine == WORDS)
+        for (int64_t g = 0; g < group_count(&k->w); g++) out[g] *= k->w.how->unit;
+}
+
+/* Minus the bias times the sum of the columns of dword `at` of a quantized row. */
+static inline int32_t start_of(const call *k, const float *row, int64_t at) {
+    int32_t sum = 0;
+    for (int i = 0; i < dword_columns(k); i++) sum += (int32_t)row[at * dword_columns(k) + i];
+    return -k->w.how->bias * sum;
+}
+
+int mf_few(const call *k);
+int mf_many(const call *k);
+
+#endif

@@ -1,0 +1,168 @@
+/* Many tokens: blocks of tokens are prepared in tiles, and every panel of rows goes through them.
+
+   Columns are cut into segments that lie within a group of the weight, a group of the activations and a
+   span that the cache holds. A segment's sum is scaled and added in fp32, in the order of the columns. */
+
+#include "call.h"
+#include "panels.h"
+
+#define BLOCK 240 /* tokens that are prepared at once: a multiple of TOKENS */
+
+typedef struct {
+    int64_t unit, units; /* its place in a row */
+    int64_t group, input_group;
+} segment;
+
+/* What one call works with. */
+typedef struct {
+    const call *k;
+    panel_kernel kernel;
+    segment *segments;
+    int64_t count;    /* of segments */
+    int64_t stride;   /* units of a row */
+    int64_t inputs;   /* groups of the activations */
+    uint32_t *x;      /* [tiles][stride][TOKENS] */
+    int32_t *starts;  /* [tiles][segments][TOKENS] */
+    float *x_scales;  /* [tiles][inputs][TOKENS] */
+} plan;
+
+static int64_t span_units(const call *k) { return SPAN / dword_columns(k) * k->units; }
+
+/* Fills the plan's segments, or counts them where it has no room yet. */
+static int64_t cut(const plan *p) {
+    const call *k = p->k;
+    const int64_t group = group_columns(&k->w), inputs = input_group(&k->a), P = dword_columns(k);
+    int64_t count = 0;
+    for (int64_t start = 0, end; start < k->w.columns; start = end, count++) {
+        end = least(start / SPAN * SPAN + SPAN, k->w.columns);
+        end = least(end, start / group * group + group);
+        end = least(end, start / inputs * inputs + inputs);
+        if (p->segments)
+            p->segments[count] = (segment){start / P * k->units, ceil_div(end - start, P) * k->units,
+                                           start / group, start / inputs};
+    }
+    return count;
+}
+
+/* A token of a block, `row` its columns on their grid. */
+static void arrange(const plan *p, int64_t token, const float *row, const float *scales) {
+    const call *k = p->k;
+    const int64_t tile = token / TOKENS, at = token % TOKENS;
+    const int P = dword_columns(k), U = k->units;
+    uint32_t *x = p->x + tile * p->stride * TOKENS + at;
+    for (int64_t d = 0; d < k->dwords; d++)
+        for (int i = 0; i < U; i++, x += TOKENS) *x = unit_of(row, d * P + i, U, k->engine);
+    for (int64_t g = 0; g < p->inputs; g++) p->x_scales[(tile * p->inputs + g) * TOKENS + at] = scales[g];
+    if (k->engine != BYTES) return;
+    for (int64_t s = 0; s < p->count; s++) {
+        const int64_t first = p->segments[s].unit / U, end = first + p->segments[s].units / U;
+        int32_t *start = p->starts + (tile * p->count + s) * TOKENS + at;
+        *start = 0;
+        for (int64_t d = first; d < end; d++) *start += start_of(k, row, d);
+    }
+}
+
+static void prepare(const plan *p, int64_t first, int64_t count, float *scratch) {
+    const int64_t columns = p->k->dwords * dword_columns(p->k), room = columns + p->inputs;
+#pragma omp parallel for num_threads(p->k->threads) schedule(static)
+    for (int64_t t = 0; t < count; t++) {
+        float *row = scratch + thread_number() * room;
+        mf_quantize(&p->k->a, first + t, p->k->engine, columns, row, row + columns);
+        arrange(p, t, row, row + columns);
+    }
+}
+
+/* All tiles of a block with the segments of one expanded span. */
+static void multiply(const plan *p, int64_t span, int64_t tokens, const uint32_t *panel,
+                     const float *scales, float *c) {
+    const int64_t units = span_units(p->k), begin = span * units;
+    int64_t from = 0, to;
+    while (p->segments[from].unit < begin) from++;
+    for (to = from; to < p->count && p->segments[to].unit < begin + units;) to++;
+    for (int64_t t = 0; t < tokens; t += TOKENS)
+        for (int64_t s = from; s < to; s++) {
+            const segment *at = p->segments + s;
+            const int64_t tile = t / TOKENS;
+            const tile_problem problem = {
+                panel + (at->unit - begin) * PANEL,
+                p->x + (tile * p->stride + at->unit) * TOKENS,
+                at->units,
+                p->starts + (tile * p->count + s) * TOKENS,
+                scales + at->group * PANEL,
+                p->k->engine == REALS || p->inputs == 1
+                    ? NULL
+                    : p->x_scales + (tile * p->inputs + at->input_group) * TOKENS,
+                c + t * PANEL};
+            p->kernel.multiply(&problem, (int)least(TOKENS, tokens - t));
+        }
+}
+
+static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales, float *line) {
+    const int64_t groups = group_count(&p->k->w);
+    memset(scales, 0, (size_t)(groups * PANEL) * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) {
+        row_scales(p->k, row + r, line);
+        for (int64_t g = 0; g < groups; g++) scales[g * PANEL + r] = line[g];
+    }
+}
+
+static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
+                   const float *c) {
+    const int own = p->k->engine != REALS && p->inputs == 1;
+    for (int64_t t = 0; t < tokens; t++) {
+        const float scale = own ? p->x_scales[t / TOKENS * TOKENS + t % TOKENS] : 1;
+        for (int64_t r = 0; r < rows; r++) write(p->k, first + t, row + r, c[t * PANEL + r] * scale);
+    }
+}
+
+/* Floats of a thread's own memory: sums, a panel, scales and a line of them. */
+static int64_t own_floats(const plan *p) {
+    return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * (PANEL + 1);
+}
+
+static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, float *own) {
+    const weights *w = &p->k->w;
+    const int64_t rows = least(PANEL, w->rows - row), units = span_units(p->k), bytes = row_bytes(w);
+    float *c = own, *scales = own + (BLOCK + units) * PANEL;
+    uint32_t *expanded = (uint32_t *)own + BLOCK * PANEL;
+    panel_scales(p, row, rows, scales, scales + group_count(w) * PANEL);
+    memset(c, 0, (size_t)(tokens * PANEL) * sizeof(float));
+    for (int64_t span = 0; span * SPAN < w->columns; span++) {
+        const int64_t dword = span * SPAN / dword_columns(p->k);
+        const int64_t dwords = least(SPAN / dword_columns(p->k), p->k->dwords - dword);
+        p->kernel.expand(w->how, w->codes + row * bytes + 4 * dword, bytes, bytes - 4 * dword, rows,
+                         dwords, expanded);
+        multiply(p, span, tokens, expanded, scales, c);
+    }
+    finish(p, first, tokens, row, rows, c);
+}
+
+static void run(const plan *p, float *scratch, float *own) {
+    const int64_t tokens = p->k->a.tokens, rows = p->k->w.rows;
+    for (int64_t first = 0; first < tokens; first += BLOCK) {
+        const int64_t count = least(BLOCK, tokens - first);
+        prepare(p, first, count, scratch);
+#pragma omp parallel for num_threads(p->k->threads) schedule(dynamic)
+        for (int64_t row = 0; row < rows; row += PANEL)
+            panel(p, first, count, row, own + thread_number() * own_floats(p));
+    }
+}
+
+int mf_many(const call *k) {
+    plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
+    p.count = cut(&p), p.stride = k->dwords * k->units, p.inputs = input_groups(&k->a);
+    const int64_t tiles = ceil_div(least(BLOCK, k->a.tokens), TOKENS);
+    const int64_t room = k->dwords * dword_columns(k) + p.inputs;
+    p.segments = malloc((size_t)p.count * sizeof(segment));
+    p.x = calloc((size_t)(tiles * TOKENS * (p.stride + p.count + p.inputs)), 4);
+    float *scratch = malloc((size_t)(k->threads * (room + own_floats(&p))) * sizeof(float));
+    const int fits = p.segments && p.x && scratch;
+    if (fits) {
+        p.starts = (int32_t *)p.x + tiles * TOKENS * p.stride;
+        p.x_scales = (float *)p.starts + tiles * TOKENS * p.count;
+        cut(&p);
+        run(&p, scratch, scratch + k->threads * room);
+    }
+    free(p.segments), free(p.x), free(scratch);
+    return fits ? DONE : NO_MEMORY;
+}
