@@ -12,6 +12,10 @@ static inline int thread_number(void) { return omp_get_thread_num(); }
 static inline int thread_number(void) { return 0; }
 #endif
 
+/* Memory in numbers of 4 bytes; arrays start on cache lines, which vectors must not straddle. */
+static inline int64_t lines(int64_t numbers) { return ceil_div(numbers, 16) * 16; }
+static inline void *room_for(int64_t numbers) { return aligned_alloc(64, (size_t)lines(numbers) * 4); }
+
 enum outcome { DONE, NO_MEMORY };
 
 /* All of a call. */

@@ -6,6 +6,9 @@
 #include "tokens.h"
 
 #ifdef MINIFLOAT_X86
+/* Sums in an array become registers only where every loop over them is unrolled early. */
+#define UNROLL _Pragma("GCC unroll 16")
+
 /* Tables in registers; a kernel uses those of its engine. */
 typedef struct {
     __m512 values;    /* of 4-bit codes */
@@ -18,16 +21,16 @@ typedef struct {
     int integer;      /* 8-bit codes are integers */
 } tables;
 
-static inline __attribute__((always_inline)) TARGET_AVX512 tables tables_of(const formats *how,
-                                                                            enum engine engine) {
-    tables t = {0};
-    if (engine == REALS && how->bits == 4) t.values = _mm512_loadu_ps(how->values);
-    if (engine == BYTES && how->bits == 4)
-        t.levels = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)how->levels));
-    if (engine == BRAINS && how->bits == 4)
+static inline __attribute__((always_inline)) TARGET_AVX512 tables
+tables_of(const formats *how, enum engine engine, int bits) {
+    const __m128i levels = _mm_loadu_si128((const __m128i *)how->levels);
+    tables t;
+    if (engine == REALS && bits == 4) t.values = _mm512_loadu_ps(how->values);
+    if (engine == BYTES) t.levels = _mm512_broadcast_i32x4(levels);
+    if (engine == BRAINS && bits == 4)
         t.brains = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)how->brains));
-    if (engine == BRAINS && how->bits == 8)
-        for (int i = 0; i < 8; i++) t.wide[i] = _mm512_loadu_si512(how->brains + 32 * i);
+    if (engine == BRAINS && bits == 8)
+        UNROLL for (int i = 0; i < 8; i++) t.wide[i] = _mm512_loadu_si512(how->brains + 32 * i);
     t.integer = how->half_shift == 0;
     t.mask = _mm256_set1_epi16((short)how->half_mask);
     t.shift = _mm_cvtsi32_si128(how->half_shift);
@@ -75,11 +78,9 @@ EXPAND brains_8(__m512i codes, int i, const tables *t) {
                                    _mm512_mask_blend_epi16(second, c, d));
 }
 
-/* A product and sum of units, as one instruction each. The compiler's own form of the integer one
-   spills large tiles of sums; assembly keeps them in registers. */
-#define SUM_REALS(sum, w, x)                                                                      \
-    sum = _mm512_castps_si512(                                                                    \
-        _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), _mm512_castsi512_ps(sum)))
+/* A product and sum of units, as one instruction each. The compiler spills large tiles of sums of its own
+   forms; assembly keeps them in registers. */
+#define SUM_REALS(sum, w, x) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x))
 #define SUM_BYTES(sum, w, x) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x))
 #define SUM_BRAINS(sum, w, x) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x))
 
@@ -88,11 +89,15 @@ EXPAND brains_8(__m512i codes, int i, const tables *t) {
 #define REAL_BRAINS(sum) _mm512_castsi512_ps(sum)
 #define REAL_BYTES(sum) _mm512_cvtepi32_ps(sum)
 
+/* Which of 64 bytes are left of a row. */
+static inline __attribute__((always_inline)) __mmask64 bytes_left(int64_t left) {
+    return left >= 64 ? ~0ull : left <= 0 ? 0 : ~0ull >> (64 - left);
+}
+
 /* 64 bytes of codes, or those that are left of a row and zeros. */
 static inline __attribute__((always_inline)) TARGET_AVX512 __m512i load_codes(const uint8_t *at,
                                                                               int64_t left) {
-    if (left >= 64) return _mm512_loadu_si512(at);
-    return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : ~0ull >> (64 - left), at);
+    return left >= 64 ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi8(bytes_left(left), at);
 }
 #endif
 #endif

@@ -3,61 +3,87 @@
 #include "call.h"
 #include "rows.h"
 
-static void token_for_rows(const call *k, int64_t token, uint32_t *x, int32_t *starts, float *scale,
-                           float *row) {
+/* What one call works with. */
+typedef struct {
+    const call *k;
+    int64_t chunks, stride; /* of a row; units of a token */
+    int64_t inputs, room;   /* groups of the activations; numbers of a thread's own memory */
+    uint32_t *x;            /* [tokens][stride] */
+    int32_t *starts;        /* [tokens][dwords] */
+    float *x_scales;        /* [tokens][inputs] */
+    int64_t *bases;         /* [chunks] */
+    int32_t *places;        /* [dwords] */
+    float *own;             /* [threads][room] */
+} plan;
+
+/* Puts a token on its grid and into units [chunks][U][16]. */
+static void arrange(const plan *p, int64_t token, float *row) {
+    const call *k = p->k;
     const int P = dword_columns(k), U = k->units;
-    mf_quantize(&k->a, token, k->engine, k->dwords * P, row, scale);
-    for (int64_t c = 0; c < k->dwords / 16; c++)
+    uint32_t *x = p->x + token * p->stride;
+    mf_quantize(&k->a, token, k->engine, k->dwords * P, row, p->x_scales + token * p->inputs);
+    for (int64_t c = 0; c < p->chunks; c++)
         for (int i = 0; i < U; i++)
             for (int j = 0; j < 16; j++)
                 x[(c * U + i) * 16 + j] = unit_of(row, (c * 16 + j) * P + i, U, k->engine);
     if (k->engine == BYTES)
-        for (int64_t d = 0; d < k->dwords; d++) starts[d] = start_of(k, row, d);
+        for (int64_t d = 0; d < k->dwords; d++)
+            p->starts[token * k->dwords + d] = start_of(k, row, d);
 }
 
-static void places_of(const call *k, int64_t *bases, int32_t *places) {
+/* The group of every dword, counted from the first one of its chunk. */
+static void place(const plan *p) {
+    const call *k = p->k;
     const int64_t group = group_columns(&k->w), P = dword_columns(k);
     for (int64_t d = 0; d < k->dwords; d++) {
         const int64_t first = d / 16 * 16 * P / group;
-        bases[d / 16] = first;
-        places[d] = (int32_t)(least(d * P, k->w.columns - 1) / group - first);
+        p->bases[d / 16] = first;
+        p->places[d] = (int32_t)(least(d * P, k->w.columns - 1) / group - first);
     }
 }
 
-int mf_few(const call *k) {
-    const int64_t tokens = k->a.tokens, chunks = k->dwords / 16, stride = k->dwords * k->units;
-    const int64_t groups = group_count(&k->w) + 16, P = dword_columns(k);
-    uint32_t *x = malloc((size_t)(tokens * (stride + k->dwords)) * 4);
-    int32_t *starts = (int32_t *)(x + tokens * stride);
-    int64_t *bases = malloc((size_t)chunks * (8 + 16 * 4));
-    int32_t *places = (int32_t *)(bases + chunks);
-    const int64_t room = k->dwords * P > groups ? k->dwords * P : groups;
-    const int64_t inputs = input_groups(&k->a);
-    float *scratch = calloc((size_t)(k->threads * room + tokens * inputs), 4);
-    float *x_scales = scratch + k->threads * room;
-    if (!x || !bases || !scratch) {
-        free(x), free(bases), free(scratch);
-        return NO_MEMORY;
-    }
-    places_of(k, bases, places);
-    for (int64_t t = 0; t < tokens; t++)
-        token_for_rows(k, t, x + t * stride, starts + t * k->dwords, x_scales + t * inputs,
-                       scratch);
-    const row_kernel multiply = mf_row_kernel(k->engine, k->w.how->bits, k->level);
-#pragma omp parallel for num_threads(k->threads) schedule(static)
-    for (int64_t row = 0; row < k->w.rows; row++) {
-        float y[SHARED], *scales = scratch + thread_number() * room;
-        row_scales(k, row, scales);
-        for (int64_t t = 0; t < tokens; t += SHARED) {
-            const row_problem p = {
-                k->w.codes + row * row_bytes(&k->w), row_bytes(&k->w), scales, bases, places,
-                x + t * stride, k->engine == BYTES ? starts + t * k->dwords : NULL, stride, chunks};
-            const int count = (int)least(SHARED, tokens - t);
-            multiply(&p, k->w.how, count, y);
-            for (int n = 0; n < count; n++)
-                write(k, t + n, row, k->engine == REALS ? y[n] : y[n] * x_scales[(t + n) * inputs]);
+static void multiply(const plan *p, row_kernel kernel, int64_t row) {
+    const call *k = p->k;
+    float y[SHARED], *scales = p->own + thread_number() * p->room;
+    row_scales(k, row, scales);
+    for (int64_t t = 0; t < k->a.tokens; t += SHARED) {
+        const int32_t *starts = k->engine == BYTES ? p->starts + t * k->dwords : NULL;
+        const row_problem problem = {
+            k->w.codes + row * row_bytes(&k->w), row_bytes(&k->w), scales, p->bases, p->places,
+            p->x + t * p->stride, starts, p->stride, p->chunks};
+        const int count = (int)least(SHARED, k->a.tokens - t);
+        kernel(&problem, k->w.how, count, y);
+        for (int n = 0; n < count; n++) {
+            const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
+            write(k, t + n, row, y[n] * scale);
         }
     }
-    free(x), free(bases), free(scratch);
+}
+
+static void run(const plan *p) {
+    const row_kernel kernel = mf_row_kernel(p->k->engine, p->k->w.how->bits, p->k->level);
+    place(p);
+    for (int64_t t = 0; t < p->k->a.tokens; t++) arrange(p, t, p->own);
+#pragma omp parallel for num_threads(p->k->threads) schedule(static)
+    for (int64_t row = 0; row < p->k->w.rows; row++) multiply(p, kernel, row);
+}
+
+int mf_few(const call *k) {
+    const int64_t columns = k->dwords * dword_columns(k), groups = group_count(&k->w) + 16;
+    plan p = {.k = k, .chunks = k->dwords / 16, .stride = k->dwords * k->units};
+    p.inputs = input_groups(&k->a);
+    p.room = lines(columns > groups ? columns : groups);
+    const int64_t x = lines(k->a.tokens * p.stride), starts = lines(k->a.tokens * k->dwords);
+    const int64_t places = lines(k->dwords), bases = lines(2 * p.chunks), own = k->threads * p.room;
+    float *memory = room_for(x + starts + places + bases + own + k->a.tokens * p.inputs);
+    if (!memory) return NO_MEMORY;
+    p.x = (uint32_t *)memory;
+    p.starts = (int32_t *)memory + x;
+    p.places = p.starts + starts;
+    p.bases = (int64_t *)(p.places + places);
+    p.own = memory + x + starts + places + bases;
+    p.x_scales = p.own + own;
+    run(&p);
+    free(memory);
     return DONE;
 }

@@ -6,7 +6,7 @@
 
 #include "call.h"
 
-#define FEW 10 /* tokens up to which row by row is faster than panels */
+#define FEW 4  /* tokens up to which row by row is faster than panels */
 
 /* 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI, 4 with bf16: the best that runs here, or what is asked. */
 int mf_level(int at_most) {

@@ -24,6 +24,8 @@ typedef struct {
     uint32_t *x;      /* [tiles][stride][TOKENS] */
     int32_t *starts;  /* [tiles][segments][TOKENS] */
     float *x_scales;  /* [tiles][inputs][TOKENS] */
+    int64_t room;     /* numbers of a thread's own memory */
+    float *own;       /* [threads][room] */
 } plan;
 
 static int64_t span_units(const call *k) { return SPAN / dword_columns(k) * k->units; }
@@ -62,11 +64,11 @@ static void arrange(const plan *p, int64_t token, const float *row, const float 
     }
 }
 
-static void prepare(const plan *p, int64_t first, int64_t count, float *scratch) {
-    const int64_t columns = p->k->dwords * dword_columns(p->k), room = columns + p->inputs;
+static void prepare(const plan *p, int64_t first, int64_t count) {
+    const int64_t columns = p->k->dwords * dword_columns(p->k);
 #pragma omp parallel for num_threads(p->k->threads) schedule(static)
     for (int64_t t = 0; t < count; t++) {
-        float *row = scratch + thread_number() * room;
+        float *row = p->own + thread_number() * p->room;
         mf_quantize(&p->k->a, first + t, p->k->engine, columns, row, row + columns);
         arrange(p, t, row, row + columns);
     }
@@ -120,6 +122,14 @@ static int64_t own_floats(const plan *p) {
     return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * (PANEL + 1);
 }
 
+/* Ask for the codes of the next span: rows are far apart, and no processor guesses the next one. */
+static void fetch(const weights *w, int64_t row, int64_t rows, int64_t first, int64_t bytes) {
+    const int64_t end = least(first + bytes, row_bytes(w));
+    for (int64_t r = row; r < row + rows; r++)
+        for (int64_t at = first; at < end; at += 64)
+            __builtin_prefetch(w->codes + r * row_bytes(w) + at, 0, 2);
+}
+
 static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, float *own) {
     const weights *w = &p->k->w;
     const int64_t rows = least(PANEL, w->rows - row), units = span_units(p->k), bytes = row_bytes(w);
@@ -132,37 +142,40 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
         const int64_t dwords = least(SPAN / dword_columns(p->k), p->k->dwords - dword);
         p->kernel.expand(w->how, w->codes + row * bytes + 4 * dword, bytes, bytes - 4 * dword, rows,
                          dwords, expanded);
+        fetch(w, row, rows, 4 * (dword + dwords), 4 * dwords);
         multiply(p, span, tokens, expanded, scales, c);
     }
     finish(p, first, tokens, row, rows, c);
 }
 
-static void run(const plan *p, float *scratch, float *own) {
+static void run(const plan *p) {
     const int64_t tokens = p->k->a.tokens, rows = p->k->w.rows;
     for (int64_t first = 0; first < tokens; first += BLOCK) {
         const int64_t count = least(BLOCK, tokens - first);
-        prepare(p, first, count, scratch);
+        prepare(p, first, count);
 #pragma omp parallel for num_threads(p->k->threads) schedule(dynamic)
         for (int64_t row = 0; row < rows; row += PANEL)
-            panel(p, first, count, row, own + thread_number() * own_floats(p));
+            panel(p, first, count, row, p->own + thread_number() * p->room);
     }
 }
 
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
     p.count = cut(&p), p.stride = k->dwords * k->units, p.inputs = input_groups(&k->a);
-    const int64_t tiles = ceil_div(least(BLOCK, k->a.tokens), TOKENS);
-    const int64_t room = k->dwords * dword_columns(k) + p.inputs;
+    p.room = lines(k->dwords * dword_columns(k) + p.inputs), p.room += lines(own_floats(&p));
+    const int64_t tokens = ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
+    const int64_t own = k->threads * p.room, x = lines(tokens * p.stride);
     p.segments = malloc((size_t)p.count * sizeof(segment));
-    p.x = calloc((size_t)(tiles * TOKENS * (p.stride + p.count + p.inputs)), 4);
-    float *scratch = malloc((size_t)(k->threads * (room + own_floats(&p))) * sizeof(float));
-    const int fits = p.segments && p.x && scratch;
+    float *memory = room_for(own + x + tokens * (p.count + p.inputs));
+    const int fits = p.segments && memory;
     if (fits) {
-        p.starts = (int32_t *)p.x + tiles * TOKENS * p.stride;
-        p.x_scales = (float *)p.starts + tiles * TOKENS * p.count;
+        p.own = memory;
+        p.x = (uint32_t *)memory + own;
+        p.starts = (int32_t *)p.x + x;
+        p.x_scales = (float *)p.starts + tokens * p.count;
         cut(&p);
-        run(&p, scratch, scratch + k->threads * room);
+        run(&p);
     }
-    free(p.segments), free(p.x), free(scratch);
+    free(p.segments), free(memory);
     return fits ? DONE : NO_MEMORY;
 }

@@ -73,21 +73,21 @@ static void tile_reals_plain(const tile_problem *p, int tokens) { tile_reals(p, 
 /* Sixteen rows of sixteen dwords to sixteen dwords of sixteen rows. */
 static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512i r[16]) {
     __m512i a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
+    UNROLL for (int i = 0; i < 16; i += 2) {
         a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int j = 0; j < 2; j++) {
             b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
             b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
         }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; j++) {
+    UNROLL for (int i = 0; i < 16; i += 8)
+        UNROLL for (int j = 0; j < 4; j++) {
             a[i + j] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0x88);
             a[i + j + 4] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0xdd);
         }
-    for (int j = 0; j < 8; j++) {
+    UNROLL for (int j = 0; j < 8; j++) {
         r[j] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
         r[j + 8] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
     }
@@ -97,17 +97,17 @@ static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512
     static TARGET void expand_##NAME##_##BITS(const formats *how, const uint8_t *codes,           \
                                               int64_t stride, int64_t left, int64_t rows,         \
                                               int64_t dwords, uint32_t *panel) {                  \
-        const tables t = tables_of(how, KIND);                                                    \
-        for (int64_t row = 0; row < PANEL; row += 16)                                             \
+        const tables t = tables_of(how, KIND, BITS);                                               \
+        for (int64_t row = 0; row < rows; row += 16)                                              \
             for (int64_t d = 0; d < dwords; d += 16) {                                            \
+                const __mmask64 mask = bytes_left(left - 4 * d);                                  \
                 __m512i r[16];                                                                    \
-                for (int i = 0; i < 16; i++)                                                      \
-                    r[i] = row + i < rows                                                         \
-                               ? load_codes(codes + (row + i) * stride + 4 * d, left - 4 * d)     \
-                               : _mm512_setzero_si512();                                          \
+                UNROLL for (int i = 0; i < 16; i++)                                               \
+                    r[i] = _mm512_maskz_loadu_epi8(                                               \
+                        mask, codes + least(row + i, rows - 1) * stride + 4 * d);                 \
                 transpose(r);                                                                     \
-                for (int j = 0; j < 16; j++)                                                      \
-                    for (int i = 0; i < U; i++)                                                   \
+                UNROLL for (int j = 0; j < 16; j++)                                               \
+                    UNROLL for (int i = 0; i < U; i++)                                            \
                         _mm512_storeu_si512(panel + ((d + j) * U + i) * PANEL + row,              \
                                             NAME##_##BITS(r[j], i, &t));                          \
             }                                                                                     \
@@ -124,14 +124,14 @@ PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
     static TARGET void tile_##KIND##_##T(const tile_problem *p) {                                 \
         const uint32_t *panel = p->panel, *x = p->x;                                              \
         __m512i s[T][4];                                                                          \
-        for (int n = 0; n < T; n++)                                                               \
-            for (int q = 0; q < 4; q++)                                                           \
+        UNROLL for (int n = 0; n < T; n++)                                                               \
+            UNROLL for (int q = 0; q < 4; q++)                                                           \
                 s[n][q] = KIND == BYTES ? _mm512_set1_epi32(p->starts[n]) : _mm512_setzero_si512();\
         for (int64_t u = 0; u < p->units; u++, panel += PANEL, x += TOKENS) {                     \
             const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512(panel + 16);    \
             const __m512i w2 = _mm512_loadu_si512(panel + 32);                                    \
             const __m512i w3 = _mm512_loadu_si512(panel + 48);                                    \
-            for (int n = 0; n < T; n++) {                                                         \
+            UNROLL for (int n = 0; n < T; n++) {                                                         \
                 const __m512i one = _mm512_set1_epi32((int32_t)x[n]);                             \
                 SUM_##KIND(s[n][0], w0, one);                                                     \
                 SUM_##KIND(s[n][1], w1, one);                                                     \
@@ -139,9 +139,9 @@ PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
                 SUM_##KIND(s[n][3], w3, one);                                                     \
             }                                                                                     \
         }                                                                                         \
-        for (int q = 0; q < 4; q++) {                                                             \
+        UNROLL for (int q = 0; q < 4; q++) {                                                             \
             const __m512 scales = _mm512_loadu_ps(p->scales + 16 * q);                            \
-            for (int n = 0; n < T; n++) {                                                         \
+            UNROLL for (int n = 0; n < T; n++) {                                                         \
                 float *c = p->c + n * PANEL + 16 * q;                                             \
                 __m512 y = REAL_##KIND(s[n][q]);                                                  \
                 if (p->x_scales) y = _mm512_mul_ps(y, _mm512_set1_ps(p->x_scales[n]));            \

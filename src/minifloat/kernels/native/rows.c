@@ -27,29 +27,29 @@ static void row_plain(const row_problem *p, const formats *how, int tokens, floa
 #ifdef MINIFLOAT_X86
 /* KIND is an engine's name in expand.h, U its units a dword, T the tokens: all sums stay in registers. */
 #define ROW(KIND, NAME, BITS, U, T, TARGET)                                                       \
-    static TARGET void NAME##_##BITS##_##T(const row_problem *p, const tables *t, float *out) {   \
+    static TARGET void NAME##_##BITS##_##T(const row_problem *p, const formats *how, float *out) {\
+        const tables t = tables_of(how, KIND, BITS);                                               \
+        const uint32_t *x = p->x;                                                                 \
         __m512 total[T];                                                                          \
-        for (int n = 0; n < T; n++) total[n] = _mm512_setzero_ps();                               \
-        for (int64_t c = 0; c < p->chunks; c++) {                                                 \
+        UNROLL for (int n = 0; n < T; n++) total[n] = _mm512_setzero_ps();                        \
+        for (int64_t c = 0; c < p->chunks; c++, x += 16 * U) {                                    \
             const __m512i codes = load_codes(p->codes + c * CHUNK, p->bytes - c * CHUNK);         \
             const __m512 scales = _mm512_permutexvar_ps(_mm512_loadu_si512(p->places + 16 * c),   \
                                                         _mm512_loadu_ps(p->scales + p->bases[c]));\
             __m512i sum[T];                                                                       \
-            for (int n = 0; n < T; n++)                                                           \
-                sum[n] = p->starts                                                                \
+            UNROLL for (int n = 0; n < T; n++)                                                    \
+                sum[n] = KIND == BYTES                                                            \
                              ? _mm512_loadu_si512(p->starts + (n * p->chunks + c) * 16)           \
                              : _mm512_setzero_si512();                                            \
-            for (int i = 0; i < U; i++) {                                                         \
-                const __m512i w = NAME##_##BITS(codes, i, t);                                     \
-                for (int n = 0; n < T; n++) {                                                     \
-                    const __m512i x = _mm512_loadu_si512(p->x + n * p->stride + (c * U + i) * 16);\
-                    SUM_##KIND(sum[n], w, x);                                                     \
-                }                                                                                 \
+            UNROLL for (int i = 0; i < U; i++) {                                                  \
+                const __m512i w = NAME##_##BITS(codes, i, &t);                                    \
+                UNROLL for (int n = 0; n < T; n++)                                                \
+                    SUM_##KIND(sum[n], w, _mm512_loadu_si512(x + n * p->stride + 16 * i));        \
             }                                                                                     \
-            for (int n = 0; n < T; n++)                                                           \
+            UNROLL for (int n = 0; n < T; n++)                                                    \
                 total[n] = _mm512_fmadd_ps(REAL_##KIND(sum[n]), scales, total[n]);                \
         }                                                                                         \
-        for (int n = 0; n < T; n++) out[n] = _mm512_reduce_add_ps(total[n]);                      \
+        UNROLL for (int n = 0; n < T; n++) out[n] = _mm512_reduce_add_ps(total[n]);               \
     }
 
 #define ROWS(KIND, NAME, BITS, U, TARGET)                                                         \
@@ -57,22 +57,13 @@ static void row_plain(const row_problem *p, const formats *how, int tokens, floa
     ROW(KIND, NAME, BITS, U, 2, TARGET)                                                           \
     ROW(KIND, NAME, BITS, U, 3, TARGET)                                                           \
     ROW(KIND, NAME, BITS, U, 4, TARGET)                                                           \
-    ROW(KIND, NAME, BITS, U, 8, TARGET)                                                           \
-    static TARGET void row_##NAME##_##BITS(const row_problem *p, const formats *how, int tokens,  \
-                                           float *out) {                                          \
-        const tables t = tables_of(how, KIND);                                                    \
-        row_problem rest = *p;                                                                    \
-        while (tokens) {                                                                          \
-            int n = tokens >= 8 ? 8 : tokens >= 4 ? 4 : tokens;                                   \
-            switch (n) {                                                                          \
-            case 1: NAME##_##BITS##_1(&rest, &t, out); break;                                     \
-            case 2: NAME##_##BITS##_2(&rest, &t, out); break;                                     \
-            case 3: NAME##_##BITS##_3(&rest, &t, out); break;                                     \
-            case 4: NAME##_##BITS##_4(&rest, &t, out); break;                                     \
-            default: NAME##_##BITS##_8(&rest, &t, out);                                           \
-            }                                                                                     \
-            tokens -= n, out += n, rest.x += n * p->stride;                                       \
-            if (p->starts) rest.starts += n * p->chunks * 16;                                     \
+    static void row_##NAME##_##BITS(const row_problem *p, const formats *how, int tokens,         \
+                                    float *out) {                                                 \
+        switch (tokens) {                                                                         \
+        case 1: NAME##_##BITS##_1(p, how, out); break;                                            \
+        case 2: NAME##_##BITS##_2(p, how, out); break;                                            \
+        case 3: NAME##_##BITS##_3(p, how, out); break;                                            \
+        default: NAME##_##BITS##_4(p, how, out);                                                  \
         }                                                                                         \
     }
 

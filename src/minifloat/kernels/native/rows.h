@@ -6,7 +6,7 @@
 #include "tokens.h"
 
 #define CHUNK 64 /* bytes of codes: 16 dwords */
-#define SHARED 8 /* tokens that share an expanded weight, at most */
+#define SHARED 4 /* tokens that share an expanded weight, at most */
 
 /* One row's products with up to SHARED tokens. */
 typedef struct {
