@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ class QLayer(nn.Module):
     `low_rank_down` [rank, C], with static activations `input_scale` and `input_zero_point`; `bias`.
     """
 
-    op: ClassVar[str]
+    op: str
     weight: Tensor
     weight_scale: Tensor
 
@@ -205,6 +204,8 @@ class QConv2d(QLayer):
         self.in_channels, self.out_channels = like.in_channels, like.out_channels
         self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
         self.kernel_size, self.groups = like.kernel_size, like.groups
+        if like.groups > 1 or isinstance(like.padding, str):  # fast rows take neither
+            self.op = "any conv2d"
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.kernel(x.device.type).run(x, self.packed(), self)

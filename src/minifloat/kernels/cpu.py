@@ -22,7 +22,7 @@ def accepts(spec: LayerSpec) -> bool:
 
 def linear(x: Tensor, layer: PackedLinear) -> Tensor:
     """As `reference.linear`, up to fp32's rounding of sums; gradients and held weights go there."""
-    if layer.held is not None or (x.requires_grad and torch.is_grad_enabled()):
+    if not _runs(x, layer):
         return reference.linear(x, layer)
     y: Tensor = ops.linear(x, *layer.operands())
     if layer.low_rank is not None:
@@ -30,3 +30,20 @@ def linear(x: Tensor, layer: PackedLinear) -> Tensor:
         wide = layer.quantized_input(x).float()
         y = (y.float() + (wide @ down.float().T) @ up.float().T).to(x.dtype)
     return y if layer.spec.output is None else fake_quantize(y, layer.spec.output)
+
+
+def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tensor:
+    """As `reference.conv2d`, which also takes low-rank branches."""
+    if not _runs(x, layer) or layer.low_rank is not None or x.ndim != 4:
+        return reference.conv2d(x, layer, geometry)
+    padding = geometry.padding
+    assert not isinstance(padding, str)
+    sizes = (*geometry.kernel_size, *geometry.stride, *padding, *geometry.dilation)
+    y: Tensor = ops.conv2d(x, *layer.operands(), sizes)
+    if layer.spec.output is None:
+        return y
+    return fake_quantize(y.movedim(1, -1), layer.spec.output).movedim(-1, 1)
+
+
+def _runs(x: Tensor, layer: PackedLinear) -> bool:
+    return layer.held is None and not (x.requires_grad and torch.is_grad_enabled())

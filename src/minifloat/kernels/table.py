@@ -31,7 +31,9 @@ class Kernel:
 KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", "cpu", "cpu", cpu.accepts, cpu.linear),
     Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
+    Kernel("conv2d", "cpu", "cpu", cpu.accepts, cpu.conv2d),
     Kernel("conv2d", "reference", "*", lambda spec: True, reference.conv2d),
+    Kernel("any conv2d", "reference", "*", lambda spec: True, reference.conv2d),
 )
 
 

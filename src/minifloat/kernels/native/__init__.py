@@ -6,7 +6,7 @@ The files are plain C without Python or torch, so they build in a second and loa
 import ctypes
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,11 @@ _SIGNATURES = {
     "mf_linear": [_pointer, _pointer, _int, _pointer, _long, *_WEIGHT]
     + [_pointer] * 2
     + [_long] * 3
+    + [_int] * 2,
+    "mf_conv2d": [_pointer, _pointer, _int, _pointer, *_WEIGHT]
+    + [_pointer] * 2
+    + [_long] * 2
+    + [_pointer]
     + [_int] * 2,
 }
 
@@ -74,7 +79,7 @@ def linear(
     y = x.new_empty((*x.shape[:-1], rows))
     tokens = y.numel() // rows
     x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
-    failed = _linear()(
+    failed = _function("mf_linear")(
         formats.address,
         x.data_ptr(),
         0 if x.dtype == torch.float32 else 2,
@@ -96,9 +101,57 @@ def linear(
     return y
 
 
+def conv2d(
+    formats: Formats,
+    x: Tensor,
+    given: Tensor | None,
+    codes: Tensor,
+    scales: Tensor,
+    outer: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:
+    """The same for x [images, in, height, width] and weights [out, in * kernel].
+
+    Args:
+        formats, x, codes, scales, outer, bias: as in `linear`.
+        given: one fp32 scale of the activations, or None where a window is a pixel.
+        geometry: kernel, stride, padding and dilation, each along the height and the width.
+    """
+    images, channels, *size = x.shape
+    out = result_size(size, geometry)
+    y = x.new_empty((images, codes.shape[0], *out))
+    window = (ctypes.c_int64 * 13)(channels, *size, *geometry, *out)
+    x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
+    failed = _function("mf_conv2d")(
+        formats.address,
+        x.data_ptr(),
+        0 if x.dtype == torch.float32 else 2,
+        None if given is None else given.data_ptr(),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        None if outer is None else outer.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        images,
+        codes.shape[0],
+        ctypes.addressof(window),
+        level(),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError("no memory for a layer's activations")
+    return y
+
+
+def result_size(size: Sequence[int], geometry: Sequence[int]) -> list[int]:
+    """Height and width of a convolution's result."""
+    kernel, stride, padding, dilation = (geometry[i : i + 2] for i in range(0, 8, 2))
+    reach = [size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1 for i in (0, 1)]
+    return [reach[i] // stride[i] + 1 for i in (0, 1)]
+
+
 @cache
-def _linear() -> Callable[..., int]:
-    lib = library()
-    assert lib is not None
-    function: Callable[..., int] = lib.mf_linear
+def _function(name: str) -> Callable[..., int]:
+    function: Callable[..., int] = getattr(library(), name)
     return function

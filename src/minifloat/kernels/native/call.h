@@ -28,15 +28,12 @@ typedef struct {
     int units;         /* U */
     const float *bias; /* [rows] or NULL */
     void *out;
-    int64_t pixels;    /* of an image [rows][pixels], or 0: out is [tokens][rows] */
+    int64_t pixels;    /* of an image [rows][pixels] of the result, or 0: it is [tokens][rows] */
 } call;
 
 static inline int dword_columns(const call *k) { return 32 / k->w.how->bits; }
 
-static inline void write(const call *k, int64_t token, int64_t row, float y) {
-    int64_t at = token * k->w.rows + row;
-    if (k->pixels) at = (token / k->pixels * k->w.rows + row) * k->pixels + token % k->pixels;
-    if (k->bias) y += k->bias[row];
+static inline void write(const call *k, int64_t at, float y) {
     if (k->a.kind == FLOAT32)
         ((float *)k->out)[at] = y;
     else

@@ -42,6 +42,11 @@ static void place(const plan *p) {
     }
 }
 
+static int64_t place_of(const call *k, int64_t token, int64_t row) {
+    if (!k->pixels) return token * k->w.rows + row;
+    return (token / k->pixels * k->w.rows + row) * k->pixels + token % k->pixels;
+}
+
 static void multiply(const plan *p, row_kernel kernel, int64_t row) {
     const call *k = p->k;
     float y[SHARED], *scales = p->own + thread_number() * p->room;
@@ -55,7 +60,7 @@ static void multiply(const plan *p, row_kernel kernel, int64_t row) {
         kernel(&problem, k->w.how, count, y);
         for (int n = 0; n < count; n++) {
             const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
-            write(k, t + n, row, y[n] * scale);
+            write(k, place_of(k, t + n, row), y[n] * scale + (k->bias ? k->bias[row] : 0));
         }
     }
 }

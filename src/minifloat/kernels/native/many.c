@@ -6,7 +6,7 @@
 #include "call.h"
 #include "panels.h"
 
-#define BLOCK 240 /* tokens that are prepared at once: a multiple of TOKENS */
+#define BLOCK 528 /* tokens that are prepared at once: a multiple of TOKENS */
 
 typedef struct {
     int64_t unit, units; /* its place in a row */
@@ -108,13 +108,27 @@ static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales
     }
 }
 
+static inline void put(const plan *p, int64_t at, int64_t token, int64_t row, float sum) {
+    const call *k = p->k;
+    if (k->engine != REALS && p->inputs == 1) sum *= p->x_scales[token];
+    write(k, at, k->bias ? sum + k->bias[row] : sum);
+}
+
+/* Writes the sums c [tokens][PANEL] of some rows out, along the axis that is contiguous there. */
 static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
                    const float *c) {
-    const int own = p->k->engine != REALS && p->inputs == 1;
-    for (int64_t t = 0; t < tokens; t++) {
-        const float scale = own ? p->x_scales[t / TOKENS * TOKENS + t % TOKENS] : 1;
-        for (int64_t r = 0; r < rows; r++) write(p->k, first + t, row + r, c[t * PANEL + r] * scale);
-    }
+    const int64_t pixels = p->k->pixels, all = p->k->w.rows;
+    if (!pixels)
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t r = 0; r < rows; r++)
+                put(p, (first + t) * all + row + r, t, row + r, c[t * PANEL + r]);
+    for (int64_t r = 0; pixels && r < rows; r++)
+        for (int64_t t = 0, end; t < tokens; t = end) { /* the pixels of one image */
+            const int64_t image = (first + t) / pixels, pixel = (first + t) % pixels;
+            const int64_t at = (image * all + row + r) * pixels + pixel - t;
+            end = least(tokens, t + pixels - pixel);
+            for (; t < end; t++) put(p, at + t, t, row + r, c[t * PANEL + r]);
+        }
 }
 
 /* Floats of a thread's own memory: sums, a panel, scales and a line of them. */

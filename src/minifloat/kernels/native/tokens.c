@@ -46,14 +46,45 @@ static inline __attribute__((always_inline)) void round_row(float *row, int64_t 
             row[k] = to_float(clamped(row[k] / scale, how), lowest, lift);
 }
 
-static inline __attribute__((always_inline)) void load_row(const activations *a, int64_t token, float *row) {
+static inline float number(const activations *a, int64_t at) {
+    if (a->kind == FLOAT32) return ((const float *)a->x)[at];
+    return float_of((uint32_t)((const uint16_t *)a->x)[at] << 16);
+}
+
+/* One line of a window: `count` pixels from column `x` of the line that begins at `line`. */
+static inline void load_line(const activations *a, int64_t line, int64_t x, float *out) {
+    const window *w = a->window;
+    const int64_t count = w->kernel[1], step = w->dilation[1];
+    const int inside = x >= 0 && x + (count - 1) * step < w->size[1];
+    for (int64_t i = 0; i < count; i++, x += step)
+        out[i] = inside || (x >= 0 && x < w->size[1]) ? number(a, line + x) : 0;
+}
+
+static void load_window(const activations *a, int64_t token, float *row) {
+    const window *w = a->window;
+    const int64_t pixels = w->out[0] * w->out[1], image = token / pixels, pixel = token % pixels;
+    const int64_t y = pixel / w->out[1] * w->stride[0] - w->padding[0];
+    const int64_t x = pixel % w->out[1] * w->stride[1] - w->padding[1];
+    for (int64_t c = 0; c < w->channels; c++)
+        for (int64_t i = 0; i < w->kernel[0]; i++, row += w->kernel[1]) {
+            const int64_t at = y + i * w->dilation[0];
+            const int64_t line = ((image * w->channels + c) * w->size[0] + at) * w->size[1];
+            if (at >= 0 && at < w->size[0])
+                load_line(a, line, x, row);
+            else
+                memset(row, 0, (size_t)w->kernel[1] * sizeof(float));
+        }
+}
+
+static inline __attribute__((always_inline)) void load_row(const activations *a, int64_t token,
+                                                           float *row) {
     const int64_t first = token * a->columns;
-    if (a->kind == FLOAT32) {
+    if (a->window)
+        load_window(a, token, row);
+    else if (a->kind == FLOAT32)
         memcpy(row, (const float *)a->x + first, (size_t)a->columns * sizeof(float));
-        return;
-    }
-    const uint16_t *words = (const uint16_t *)a->x + first;
-    for (int64_t k = 0; k < a->columns; k++) row[k] = float_of((uint32_t)words[k] << 16);
+    else
+        for (int64_t k = 0; k < a->columns; k++) row[k] = number(a, first + k);
 }
 
 static inline __attribute__((always_inline)) void quantize(const activations *a, int64_t token,

@@ -8,7 +8,13 @@
 /* What is multiplied. WORDS are pairs of 16-bit integers, for processors without VNNI. */
 enum engine { REALS, BRAINS, BYTES, WORDS };
 
-/* The activations of one call. */
+/* A convolution over x [images][channels][height][width]; pairs are along the height and the width. */
+typedef struct {
+    int64_t channels, size[2], kernel[2], stride[2], padding[2], dilation[2], out[2];
+} window;
+
+/* The activations of one call. A token of a convolution is a pixel of the result: all that its window
+   sees, in the order of the weight [channels][kernel][kernel], zero outside the image. */
 typedef struct {
     const formats *how;
     const void *x;
@@ -16,6 +22,7 @@ typedef struct {
     const float *given;   /* scales, where they are not those of the largest magnitudes */
     int64_t given_stride; /* from a token's scales to the next one's; 0 where tokens share them */
     int64_t tokens, columns;
+    const window *window; /* NULL: x is [tokens][columns] */
 } activations;
 
 static inline int64_t input_group(const activations *a) {
