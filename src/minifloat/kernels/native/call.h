@@ -47,10 +47,10 @@ static inline void row_scales(const call *k, int64_t row, float *out) {
         for (int64_t g = 0; g < group_count(&k->w); g++) out[g] *= k->w.how->unit;
 }
 
-/* Minus the bias times the sum of the columns of dword `at` of a quantized row. */
-static inline int32_t start_of(const call *k, const float *row, int64_t at) {
+/* Minus the bias times the sum of some columns of a quantized row. */
+static inline int32_t start_of(const call *k, const float *columns, int64_t count) {
     int32_t sum = 0;
-    for (int i = 0; i < dword_columns(k); i++) sum += (int32_t)row[at * dword_columns(k) + i];
+    for (int64_t i = 0; i < count; i++) sum += (int32_t)columns[i];
     return -k->w.how->bias * sum;
 }
 

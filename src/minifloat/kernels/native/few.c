@@ -20,15 +20,13 @@ typedef struct {
 static void arrange(const plan *p, int64_t token, float *row) {
     const call *k = p->k;
     const int P = dword_columns(k), U = k->units;
-    uint32_t *x = p->x + token * p->stride;
-    mf_quantize(&k->a, token, k->engine, k->dwords * P, row, p->x_scales + token * p->inputs);
-    for (int64_t c = 0; c < p->chunks; c++)
-        for (int i = 0; i < U; i++)
-            for (int j = 0; j < 16; j++)
-                x[(c * U + i) * 16 + j] = unit_of(row, (c * 16 + j) * P + i, U, k->engine);
+    uint32_t *x = p->x + token * p->stride, *units = (uint32_t *)row + k->dwords * P;
+    mf_prepare(&k->a, token, k->engine, k->dwords, row, units, p->x_scales + token * p->inputs);
+    for (int64_t d = 0; d < k->dwords; d++)
+        for (int i = 0; i < U; i++) x[(d / 16 * U + i) * 16 + d % 16] = units[d * U + i];
     if (k->engine == BYTES)
         for (int64_t d = 0; d < k->dwords; d++)
-            p->starts[token * k->dwords + d] = start_of(k, row, d);
+            p->starts[token * k->dwords + d] = start_of(k, row + d * P, P);
 }
 
 /* The group of every dword, counted from the first one of its chunk. */
@@ -77,7 +75,7 @@ int mf_few(const call *k) {
     const int64_t columns = k->dwords * dword_columns(k), groups = group_count(&k->w) + 16;
     plan p = {.k = k, .chunks = k->dwords / 16, .stride = k->dwords * k->units};
     p.inputs = input_groups(&k->a);
-    p.room = lines(columns > groups ? columns : groups);
+    p.room = lines(2 * columns > groups ? 2 * columns : groups);
     const int64_t x = lines(k->a.tokens * p.stride), starts = lines(k->a.tokens * k->dwords);
     const int64_t places = lines(k->dwords), bases = lines(2 * p.chunks), own = k->threads * p.room;
     float *memory = room_for(x + starts + places + bases + own + k->a.tokens * p.inputs);

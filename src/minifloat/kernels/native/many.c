@@ -46,32 +46,26 @@ static int64_t cut(const plan *p) {
     return count;
 }
 
-/* A token of a block, `row` its columns on their grid. */
-static void arrange(const plan *p, int64_t token, const float *row, const float *scales) {
+/* A token of a block on its grid and in its tile; `row` is a thread's own memory. */
+static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     const call *k = p->k;
-    const int64_t tile = token / TOKENS, at = token % TOKENS;
-    const int P = dword_columns(k), U = k->units;
-    uint32_t *x = p->x + tile * p->stride * TOKENS + at;
-    for (int64_t d = 0; d < k->dwords; d++)
-        for (int i = 0; i < U; i++, x += TOKENS) *x = unit_of(row, d * P + i, U, k->engine);
-    for (int64_t g = 0; g < p->inputs; g++) p->x_scales[(tile * p->inputs + g) * TOKENS + at] = scales[g];
-    if (k->engine != BYTES) return;
-    for (int64_t s = 0; s < p->count; s++) {
-        const int64_t first = p->segments[s].unit / U, end = first + p->segments[s].units / U;
-        int32_t *start = p->starts + (tile * p->count + s) * TOKENS + at;
-        *start = 0;
-        for (int64_t d = first; d < end; d++) *start += start_of(k, row, d);
+    const int64_t tile = token / TOKENS, at = token % TOKENS, P = dword_columns(k);
+    uint32_t *units = (uint32_t *)row + k->dwords * P, *x = p->x + tile * p->stride * TOKENS + at;
+    float *scales = row + 2 * k->dwords * P;
+    mf_prepare(&k->a, first + token, k->engine, k->dwords, row, units, scales);
+    for (int64_t u = 0; u < p->stride; u++) x[u * TOKENS] = units[u];
+    for (int64_t g = 0; g < p->inputs; g++)
+        p->x_scales[(tile * p->inputs + g) * TOKENS + at] = scales[g];
+    for (int64_t s = 0; k->engine == BYTES && s < p->count; s++) {
+        const int64_t begin = p->segments[s].unit / k->units * P, units_in = p->segments[s].units;
+        p->starts[(tile * p->count + s) * TOKENS + at] =
+            start_of(k, row + begin, units_in / k->units * P);
     }
 }
 
 static void prepare(const plan *p, int64_t first, int64_t count) {
-    const int64_t columns = p->k->dwords * dword_columns(p->k);
 #pragma omp parallel for num_threads(p->k->threads) schedule(static)
-    for (int64_t t = 0; t < count; t++) {
-        float *row = p->own + thread_number() * p->room;
-        mf_quantize(&p->k->a, first + t, p->k->engine, columns, row, row + columns);
-        arrange(p, t, row, row + columns);
-    }
+    for (int64_t t = 0; t < count; t++) arrange(p, first, t, p->own + thread_number() * p->room);
 }
 
 /* All tiles of a block with the segments of one expanded span. */
@@ -176,7 +170,7 @@ static void run(const plan *p) {
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
     p.count = cut(&p), p.stride = k->dwords * k->units, p.inputs = input_groups(&k->a);
-    p.room = lines(k->dwords * dword_columns(k) + p.inputs), p.room += lines(own_floats(&p));
+    p.room = lines(2 * k->dwords * dword_columns(k) + p.inputs), p.room += lines(own_floats(&p));
     const int64_t tokens = ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
     const int64_t own = k->threads * p.room, x = lines(tokens * p.stride);
     p.segments = malloc((size_t)p.count * sizeof(segment));

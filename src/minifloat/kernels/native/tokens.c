@@ -51,28 +51,27 @@ static inline float number(const activations *a, int64_t at) {
     return float_of((uint32_t)((const uint16_t *)a->x)[at] << 16);
 }
 
-/* One line of a window: `count` pixels from column `x` of the line that begins at `line`. */
-static inline void load_line(const activations *a, int64_t line, int64_t x, float *out) {
-    const window *w = a->window;
-    const int64_t count = w->kernel[1], step = w->dilation[1];
-    const int inside = x >= 0 && x + (count - 1) * step < w->size[1];
-    for (int64_t i = 0; i < count; i++, x += step)
-        out[i] = inside || (x >= 0 && x < w->size[1]) ? number(a, line + x) : 0;
+/* Which steps of a window that begins at `first` lie within `size`. */
+static void inside(int64_t first, int64_t step, int64_t count, int64_t size, int64_t range[2]) {
+    range[0] = first < 0 ? least(ceil_div(-first, step), count) : 0;
+    range[1] = size > first ? least(ceil_div(size - first, step), count) : 0;
 }
 
 static void load_window(const activations *a, int64_t token, float *row) {
     const window *w = a->window;
     const int64_t pixels = w->out[0] * w->out[1], image = token / pixels, pixel = token % pixels;
-    const int64_t y = pixel / w->out[1] * w->stride[0] - w->padding[0];
+    const int64_t y = pixel / w->out[1] * w->stride[0] - w->padding[0], step = w->dilation[1];
     const int64_t x = pixel % w->out[1] * w->stride[1] - w->padding[1];
-    for (int64_t c = 0; c < w->channels; c++)
-        for (int64_t i = 0; i < w->kernel[0]; i++, row += w->kernel[1]) {
-            const int64_t at = y + i * w->dilation[0];
-            const int64_t line = ((image * w->channels + c) * w->size[0] + at) * w->size[1];
-            if (at >= 0 && at < w->size[0])
-                load_line(a, line, x, row);
-            else
-                memset(row, 0, (size_t)w->kernel[1] * sizeof(float));
+    int64_t ys[2], xs[2];
+    inside(y, w->dilation[0], w->kernel[0], w->size[0], ys);
+    inside(x, step, w->kernel[1], w->size[1], xs);
+    if (ys[0] > 0 || xs[0] > 0 || ys[1] < w->kernel[0] || xs[1] < w->kernel[1])
+        memset(row, 0, (size_t)a->columns * sizeof(float));
+    for (int64_t c = 0; c < w->channels; c++, row += w->kernel[0] * w->kernel[1])
+        for (int64_t i = ys[0]; i < ys[1]; i++) {
+            const int64_t height = (image * w->channels + c) * w->size[0] + y + i * w->dilation[0];
+            const int64_t at = height * w->size[1] + x;
+            for (int64_t j = xs[0]; j < xs[1]; j++) row[i * w->kernel[1] + j] = number(a, at + j * step);
         }
 }
 
@@ -108,20 +107,62 @@ static inline __attribute__((always_inline)) void quantize(const activations *a,
     }
 }
 
-#ifdef MINIFLOAT_X86
-static TARGET_AVX512 void quantize_avx512(const activations *a, int64_t token, enum engine engine,
-                                          float *row, float *scales) {
+/* Columns in their order to units, by way of an array of numbers of a unit's width. */
+static inline __attribute__((always_inline)) void to_units(const float *row, int64_t columns, int U,
+                                                           enum engine engine, uint32_t *units) {
+    uint8_t *bytes = (uint8_t *)units;
+    uint16_t *words = (uint16_t *)units;
+    if (engine == REALS) memcpy(units, row, (size_t)columns * sizeof(float));
+    if (engine == BYTES)
+        for (int64_t k = 0; k < columns; k++) bytes[k] = (uint8_t)(int32_t)row[k];
+    if (engine == BRAINS)
+        for (int64_t k = 0; k < columns; k++) words[k] = (uint16_t)(bits_of(row[k]) >> 16);
+    if (engine == WORDS)
+        for (int64_t k = 0; k < columns; k++) words[k] = (uint16_t)(int32_t)row[k];
+    if (engine == BYTES && U == 2)
+        for (int64_t k = 0; k < columns; k += 8) {
+            uint64_t eight, even, odd;
+            memcpy(&eight, bytes + k, 8);
+            even = eight & 0x00ff00ff00ff00ff, odd = eight >> 8 & 0x00ff00ff00ff00ff;
+            even = (even | even >> 8) & 0x0000ffff0000ffff, odd = (odd | odd >> 8) & 0x0000ffff0000ffff;
+            eight = (uint32_t)(even | even >> 16) | (odd | odd >> 16) << 32;
+            memcpy(bytes + k, &eight, 8);
+        }
+    if (engine == BRAINS || engine == WORDS)
+        for (int64_t k = 0; k < columns; k += 2 * U) {
+            uint16_t old[8];
+            memcpy(old, words + k, (size_t)U * 4);
+            for (int i = 0; i < U; i++) {
+                words[k + 2 * i] = old[i];
+                words[k + 2 * i + 1] = old[i + U];
+            }
+        }
+}
+
+static inline __attribute__((always_inline)) void prepare(const activations *a, int64_t token,
+                                                          enum engine engine, int64_t dwords,
+                                                          float *row, uint32_t *units,
+                                                          float *scales) {
+    const int64_t columns = dwords * (32 / a->how->bits);
     quantize(a, token, engine, row, scales);
+    memset(row + a->columns, 0, (size_t)(columns - a->columns) * sizeof(float));
+    to_units(row, columns, 32 / a->how->bits / unit_columns(engine), engine, units);
+}
+
+#ifdef MINIFLOAT_X86
+static TARGET_AVX512 void prepare_avx512(const activations *a, int64_t token, enum engine engine,
+                                         int64_t dwords, float *row, uint32_t *units, float *scales) {
+    prepare(a, token, engine, dwords, row, units, scales);
 }
 #endif
 
-void mf_quantize(const activations *a, int64_t token, enum engine engine, int64_t padded, float *row,
-                 float *scales) {
+void mf_prepare(const activations *a, int64_t token, enum engine engine, int64_t dwords, float *row,
+                uint32_t *units, float *scales) {
 #ifdef MINIFLOAT_X86
-    if (__builtin_cpu_supports("avx512dq"))
-        quantize_avx512(a, token, engine, row, scales);
-    else
+    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+        prepare_avx512(a, token, engine, dwords, row, units, scales);
+        return;
+    }
 #endif
-        quantize(a, token, engine, row, scales);
-    memset(row + a->columns, 0, (size_t)(padded - a->columns) * sizeof(float));
+    prepare(a, token, engine, dwords, row, units, scales);
 }

@@ -39,22 +39,12 @@ static inline int unit_columns(enum engine engine) {
     return engine == REALS ? 1 : engine == BYTES ? 4 : 2;
 }
 
-/* One token's `columns` on its grid. REALS get the values; the other engines get whole or short numbers
-   in units of `scales` [input groups]. `row` has room for `padded` columns and is zero beyond the end. */
-void mf_quantize(const activations *a, int64_t token, enum engine engine, int64_t padded, float *row,
-                 float *scales);
+/* One token on its grid, in units [dwords][U] for weights of `how->bits` bits.
 
-/* The unit of the columns first, first + step, ... of a row. */
-static inline uint32_t unit_of(const float *row, int64_t first, int step, enum engine engine) {
-    const float *at = row + first;
-    switch (engine) {
-    case REALS: return bits_of(*at);
-    case BRAINS: return bits_of(at[0]) >> 16 | (bits_of(at[step]) & 0xffff0000u);
-    case WORDS: return ((uint32_t)(int32_t)at[0] & 0xffff) | (uint32_t)(int32_t)at[step] << 16;
-    default:
-        return ((uint32_t)(int32_t)at[0] & 255) | ((uint32_t)(int32_t)at[step] & 255) << 8 |
-               ((uint32_t)(int32_t)at[2 * step] & 255) << 16 | (uint32_t)(int32_t)at[3 * step] << 24;
-    }
-}
+   `row` and `units` have room for the columns of all dwords; beyond the token's own they are zero. `row`
+   keeps the columns in their order: values for REALS, else whole or short numbers in units of `scales`
+   [input groups]. */
+void mf_prepare(const activations *a, int64_t token, enum engine engine, int64_t dwords, float *row,
+                uint32_t *units, float *scales);
 
 #endif
