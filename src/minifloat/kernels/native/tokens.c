@@ -27,18 +27,17 @@ static inline float clamped(float x, const formats *how) {
 
 static inline float to_integer(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 
-static inline float to_float(float x, int32_t lowest, int32_t lift) {
+static inline float to_float(float x, uint32_t lowest, uint32_t lift) {
     float a = fabsf(x);
-    int32_t magic = (int32_t)(bits_of(a) & 0x7f800000);
-    magic = (magic < lowest ? lowest : magic) + lift;
-    float big = float_of((uint32_t)magic);
+    uint32_t binade = bits_of(a) & 0x7f800000;
+    float big = float_of((binade < lowest ? lowest : binade) + lift);
     return copysignf((a + big) - big, x);
 }
 
 static inline __attribute__((always_inline)) void round_row(float *row, int64_t count, float scale,
                                                             const formats *how) {
-    const int32_t lowest = (how->input_exponent + 127) * (1 << 23);
-    const int32_t lift = (23 - how->input_mantissa) * (1 << 23);
+    const uint32_t lowest = (uint32_t)(how->input_exponent + 127) << 23;
+    const uint32_t lift = (uint32_t)(23 - how->input_mantissa) << 23;
     if (how->input == INTEGERS)
         for (int64_t k = 0; k < count; k++) row[k] = to_integer(clamped(row[k] / scale, how));
     else
@@ -103,7 +102,11 @@ static inline __attribute__((always_inline)) void quantize(const activations *a,
         round_row(row + start, count, scale, a->how);
         if (engine == REALS)
             for (int64_t k = start; k < start + count; k++) row[k] *= scale;
-        scales[g] = peak > 0x7f800000 ? NAN : scale; /* integers cannot say NaN */
+        scales[g] = scale;
+        if (peak > 0x7f800000 && engine != REALS) { /* integers cannot say NaN */
+            memset(row + start, 0, (size_t)count * sizeof(float));
+            scales[g] = NAN;
+        }
     }
 }
 
