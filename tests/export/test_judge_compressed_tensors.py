@@ -101,7 +101,12 @@ LOADED = [case for case in CASES if case not in OWN_INPUT_RULE + DEQUANTIZED_ONL
 
 
 @pytest.mark.parametrize("case", LOADED)
-def test_transformers_gives_our_logits(case: str, build: Build, tmp_path: Path) -> None:
+def test_transformers_gives_our_logits(
+    case: str, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The checkpoint is on trial and not our kernels: sums in another order, 1e-7 apart, move an
+    # activation that lies between two numbers of a grid to the other one, and logits by 1 %.
+    monkeypatch.setenv("MINIFLOAT_KERNEL", "reference")
     dtype = dtype_of(case)
     source = build(CASES[case], dtype=dtype)
     export(source, "compressed-tensors", tmp_path / "out")
