@@ -61,8 +61,8 @@ int mf_linear(const formats *how, const void *x, int kind, const float *given, i
     return run(&k);
 }
 
-/* out [images, rows, height, width] = the convolution of x with W [rows, channels, kernel, kernel]. All
-   activations share the scale `given`, unless a window is a pixel. */
+/* out [images, rows, height, width] = the convolution of x, whose channels come last in memory, with
+   W [rows, channels, kernel, kernel]. All activations share the scale `given`, unless a window is a pixel. */
 int mf_conv2d(const formats *how, const void *x, int kind, const float *given, const uint8_t *codes,
               const void *scales, const void *outer, const float *bias, void *out, int64_t images,
               int64_t rows, const window *w, int level, int threads) {

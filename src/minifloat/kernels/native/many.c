@@ -102,27 +102,46 @@ static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales
     }
 }
 
-static inline void put(const plan *p, int64_t at, int64_t token, int64_t row, float sum) {
-    const call *k = p->k;
-    if (k->engine != REALS && p->inputs == 1) sum *= p->x_scales[token];
-    write(k, at, k->bias ? sum + k->bias[row] : sum);
+/* Outputs that lie together in memory, in its kind. */
+static void store(const call *k, int64_t at, int64_t count, const float *y) {
+    if (k->a.kind == FLOAT32)
+        memcpy((float *)k->out + at, y, (size_t)count * sizeof(float));
+    else
+        for (int64_t i = 0; i < count; i++) ((uint16_t *)k->out)[at + i] = brain_of(y[i]);
 }
 
-/* Writes the sums c [tokens][PANEL] of some rows out, along the axis that is contiguous there. */
+static void finish_tokens(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
+                          const float *scales, const float *bias, const float *c) {
+    float y[PANEL];
+    for (int64_t t = 0; t < tokens; t++) {
+        for (int64_t r = 0; r < PANEL; r++) y[r] = c[t * PANEL + r] * scales[t] + bias[r];
+        store(p->k, (first + t) * p->k->w.rows + row, rows, y);
+    }
+}
+
+static void finish_pixels(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
+                          const float *scales, const float *bias, const float *c) {
+    const int64_t pixels = p->k->pixels;
+    float y[BLOCK];
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = 0, count; t < tokens; t += count) { /* the pixels of one image */
+            const int64_t image = (first + t) / pixels, pixel = (first + t) % pixels;
+            count = least(tokens - t, pixels - pixel);
+            for (int64_t i = 0; i < count; i++)
+                y[i] = c[(t + i) * PANEL + r] * scales[t + i] + bias[r];
+            store(p->k, (image * p->k->w.rows + row + r) * pixels + pixel, count, y);
+        }
+}
+
+/* Scales the sums c [tokens][PANEL] of some rows and writes them along the axis that is contiguous. */
 static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
                    const float *c) {
-    const int64_t pixels = p->k->pixels, all = p->k->w.rows;
-    if (!pixels)
-        for (int64_t t = 0; t < tokens; t++)
-            for (int64_t r = 0; r < rows; r++)
-                put(p, (first + t) * all + row + r, t, row + r, c[t * PANEL + r]);
-    for (int64_t r = 0; pixels && r < rows; r++)
-        for (int64_t t = 0, end; t < tokens; t = end) { /* the pixels of one image */
-            const int64_t image = (first + t) / pixels, pixel = (first + t) % pixels;
-            const int64_t at = (image * all + row + r) * pixels + pixel - t;
-            end = least(tokens, t + pixels - pixel);
-            for (; t < end; t++) put(p, at + t, t, row + r, c[t * PANEL + r]);
-        }
+    const call *k = p->k;
+    const int own = k->engine != REALS && p->inputs == 1;
+    float scales[BLOCK], bias[PANEL] = {0};
+    for (int64_t t = 0; t < tokens; t++) scales[t] = own ? p->x_scales[t] : 1;
+    for (int64_t r = 0; k->bias && r < rows; r++) bias[r] = k->bias[row + r];
+    (k->pixels ? finish_pixels : finish_tokens)(p, first, tokens, row, rows, scales, bias, c);
 }
 
 /* Floats of a thread's own memory: sums, a panel, scales and a line of them. */

@@ -59,18 +59,20 @@ static void inside(int64_t first, int64_t step, int64_t count, int64_t size, int
 static void load_window(const activations *a, int64_t token, float *row) {
     const window *w = a->window;
     const int64_t pixels = w->out[0] * w->out[1], image = token / pixels, pixel = token % pixels;
-    const int64_t y = pixel / w->out[1] * w->stride[0] - w->padding[0], step = w->dilation[1];
+    const int64_t y = pixel / w->out[1] * w->stride[0] - w->padding[0];
     const int64_t x = pixel % w->out[1] * w->stride[1] - w->padding[1];
+    const int64_t area = w->kernel[0] * w->kernel[1];
     int64_t ys[2], xs[2];
     inside(y, w->dilation[0], w->kernel[0], w->size[0], ys);
-    inside(x, step, w->kernel[1], w->size[1], xs);
+    inside(x, w->dilation[1], w->kernel[1], w->size[1], xs);
     if (ys[0] > 0 || xs[0] > 0 || ys[1] < w->kernel[0] || xs[1] < w->kernel[1])
         memset(row, 0, (size_t)a->columns * sizeof(float));
-    for (int64_t c = 0; c < w->channels; c++, row += w->kernel[0] * w->kernel[1])
-        for (int64_t i = ys[0]; i < ys[1]; i++) {
-            const int64_t height = (image * w->channels + c) * w->size[0] + y + i * w->dilation[0];
-            const int64_t at = height * w->size[1] + x;
-            for (int64_t j = xs[0]; j < xs[1]; j++) row[i * w->kernel[1] + j] = number(a, at + j * step);
+    for (int64_t i = ys[0]; i < ys[1]; i++)
+        for (int64_t j = xs[0]; j < xs[1]; j++) {
+            const int64_t line = image * w->size[0] + y + i * w->dilation[0];
+            const int64_t at = (line * w->size[1] + x + j * w->dilation[1]) * w->channels;
+            float *to = row + i * w->kernel[1] + j;
+            for (int64_t c = 0; c < w->channels; c++) to[c * area] = number(a, at + c);
         }
 }
 

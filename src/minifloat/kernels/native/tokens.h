@@ -8,7 +8,7 @@
 /* What is multiplied. WORDS are pairs of 16-bit integers, for processors without VNNI. */
 enum engine { REALS, BRAINS, BYTES, WORDS };
 
-/* A convolution over x [images][channels][height][width]; pairs are along the height and the width. */
+/* A convolution over x [images][height][width][channels]; pairs are along the height and the width. */
 typedef struct {
     int64_t channels, size[2], kernel[2], stride[2], padding[2], dilation[2], out[2];
 } window;
