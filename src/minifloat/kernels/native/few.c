@@ -45,37 +45,44 @@ static int64_t place_of(const call *k, int64_t token, int64_t row) {
     return (token / k->pixels * k->w.rows + row) * k->pixels + token % k->pixels;
 }
 
-static void multiply(const plan *p, row_kernel kernel, int64_t row) {
+/* Row `row` and the one `apart` rows on, if there is one: far apart, since processors foresee reading
+   where each of two streams runs on, and not where they share a page. */
+static void multiply(const plan *p, row_kernel kernel, int64_t row, int64_t apart) {
     const call *k = p->k;
-    float y[SHARED], *scales = p->own + thread_number() * p->room;
-    row_scales(k, row, scales);
+    const int rows = row + apart < k->w.rows ? 2 : 1;
+    float y[PAIR * SHARED], *scales = p->own + thread_number() * p->room;
+    for (int r = 0; r < rows; r++) row_scales(k, row + r * apart, scales + r * (p->room / PAIR));
     for (int64_t t = 0; t < k->a.tokens; t += SHARED) {
         const int32_t *starts = k->engine == BYTES ? p->starts + t * k->dwords : NULL;
         const row_problem problem = {
-            k->w.codes + row * row_bytes(&k->w), row_bytes(&k->w), scales, p->bases, p->places,
-            p->x + t * p->stride, starts, p->stride, p->chunks};
+            k->w.codes + row * row_bytes(&k->w), row_bytes(&k->w), apart * row_bytes(&k->w), scales,
+            p->room / PAIR, p->bases, p->places, p->x + t * p->stride, starts, p->stride, p->chunks};
         const int count = (int)least(SHARED, k->a.tokens - t);
-        kernel(&problem, k->w.how, count, y);
-        for (int n = 0; n < count; n++) {
-            const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
-            write(k, place_of(k, t + n, row), y[n] * scale + (k->bias ? k->bias[row] : 0));
-        }
+        kernel(&problem, k->w.how, rows, count, y);
+        for (int r = 0; r < rows; r++)
+            for (int n = 0; n < count; n++) {
+                const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
+                const int64_t at = row + r * apart;
+                const float bias = k->bias ? k->bias[at] : 0;
+                write(k, place_of(k, t + n, at), y[r * SHARED + n] * scale + bias);
+            }
     }
 }
 
 static void run(const plan *p) {
     const row_kernel kernel = mf_row_kernel(p->k->engine, p->k->w.how->bits, p->k->level);
+    const int64_t half = ceil_div(p->k->w.rows, PAIR);
     place(p);
     for (int64_t t = 0; t < p->k->a.tokens; t++) arrange(p, t, p->own);
 #pragma omp parallel for num_threads(p->k->threads) schedule(static)
-    for (int64_t row = 0; row < p->k->w.rows; row++) multiply(p, kernel, row);
+    for (int64_t row = 0; row < half; row++) multiply(p, kernel, row, half);
 }
 
 int mf_few(const call *k) {
     const int64_t columns = k->dwords * dword_columns(k), groups = group_count(&k->w) + 16;
     plan p = {.k = k, .chunks = k->dwords / 16, .stride = k->dwords * k->units};
     p.inputs = input_groups(&k->a);
-    p.room = lines(2 * columns > groups ? 2 * columns : groups);
+    p.room = PAIR * lines(columns > groups ? columns : groups);
     const int64_t x = lines(k->a.tokens * p.stride), starts = lines(k->a.tokens * k->dwords);
     const int64_t places = lines(k->dwords), bases = lines(2 * p.chunks), own = k->threads * p.room;
     float *memory = room_for(x + starts + places + bases + own + k->a.tokens * p.inputs);

@@ -1,70 +1,99 @@
 /* Few tokens: y = x W^T row by row. Time is memory traffic; a chunk of codes is read once, expanded and
-   multiplied with every token. A dword's columns lie within one group, so scales are applied to the
+   multiplied with every token, and a token's units are read once for two rows. A dword's columns lie within one group, so scales are applied to the
    16 sums of a chunk, lane by lane. */
 
 #include "expand.h"
 #include "rows.h"
 
-/* The readable twin, and the path of other processors: REALS only. */
-static void row_plain(const row_problem *p, const formats *how, int tokens, float *out) {
-    const int units = 32 / how->bits;
-    for (int t = 0; t < tokens; t++) {
-        out[t] = 0;
-        for (int64_t c = 0; c < p->chunks; c++)
-            for (int64_t byte = 0; byte < least(CHUNK, p->bytes - c * CHUNK); byte++) {
-                const uint8_t code = p->codes[c * CHUNK + byte];
-                const float scale = p->scales[p->bases[c] + p->places[16 * c + byte / 4]];
-                for (int half = 0; half < 8 / how->bits; half++) {
-                    const float value = how->values[how->bits == 8 ? code : code >> 4 * half & 15];
-                    const int64_t i = byte % 4 * (8 / how->bits) + half;
-                    const float x = float_of(p->x[t * p->stride + (c * units + i) * 16 + byte / 4]);
-                    out[t] += value * x * scale;
-                }
+/* The second of two rows as a problem of its own, for the paths that take rows one by one. */
+static row_problem row_of(const row_problem *p, int row) {
+    row_problem one = *p;
+    one.codes += row * p->apart, one.scales += row * p->room;
+    return one;
+}
+
+static float product_plain(const row_problem *p, const formats *how, int token) {
+    const int units = 32 / how->bits, halves = 8 / how->bits;
+    float y = 0;
+    for (int64_t c = 0; c < p->chunks; c++)
+        for (int64_t byte = 0; byte < least(CHUNK, p->bytes - c * CHUNK); byte++) {
+            const uint8_t code = p->codes[c * CHUNK + byte];
+            const float scale = p->scales[p->bases[c] + p->places[16 * c + byte / 4]];
+            for (int half = 0; half < halves; half++) {
+                const float value = how->values[how->bits == 8 ? code : code >> 4 * half & 15];
+                const int64_t unit = (c * units + byte % 4 * halves + half) * 16 + byte / 4;
+                y += value * float_of(p->x[token * p->stride + unit]) * scale;
             }
+        }
+    return y;
+}
+
+/* The readable twin, and the path of other processors: REALS only. */
+static void row_plain(const row_problem *p, const formats *how, int rows, int tokens, float *out) {
+    for (int r = 0; r < rows; r++) {
+        const row_problem one = row_of(p, r);
+        for (int t = 0; t < tokens; t++) out[r * SHARED + t] = product_plain(&one, how, t);
     }
 }
 
 #ifdef MINIFLOAT_X86
-/* KIND is an engine's name in expand.h, U its units a dword, T the tokens: all sums stay in registers. */
-#define ROW(KIND, NAME, BITS, U, T, TARGET)                                                       \
-    static TARGET void NAME##_##BITS##_##T(const row_problem *p, const formats *how, float *out) {\
-        const tables t = tables_of(how, KIND, BITS);                                               \
+/* KIND is an engine's name in expand.h, U its units a dword, R the rows, T the tokens: all sums stay in
+   registers. */
+#define ROW(KIND, NAME, BITS, U, R, T, TARGET)                                                    \
+    static TARGET void NAME##_##BITS##_##R##_##T(const row_problem *p, const formats *how,        \
+                                                 float *out) {                                    \
+        const tables t = tables_of(how, KIND, BITS);                                              \
         const uint32_t *x = p->x;                                                                 \
-        __m512 total[T];                                                                          \
-        UNROLL for (int n = 0; n < T; n++) total[n] = _mm512_setzero_ps();                        \
+        __m512 total[R][T];                                                                       \
+        UNROLL for (int r = 0; r < R; r++)                                                        \
+            UNROLL for (int n = 0; n < T; n++) total[r][n] = _mm512_setzero_ps();                 \
         for (int64_t c = 0; c < p->chunks; c++, x += 16 * U) {                                    \
-            const __m512i codes = load_codes(p->codes + c * CHUNK, p->bytes - c * CHUNK);         \
-            const __m512 scales = _mm512_permutexvar_ps(_mm512_loadu_si512(p->places + 16 * c),   \
-                                                        _mm512_loadu_ps(p->scales + p->bases[c]));\
-            __m512i sum[T];                                                                       \
-            UNROLL for (int n = 0; n < T; n++)                                                    \
-                sum[n] = KIND == BYTES                                                            \
-                             ? _mm512_loadu_si512(p->starts + (n * p->chunks + c) * 16)           \
-                             : _mm512_setzero_si512();                                            \
-            UNROLL for (int i = 0; i < U; i++) {                                                  \
-                const __m512i w = NAME##_##BITS(codes, i, &t);                                    \
-                UNROLL for (int n = 0; n < T; n++)                                                \
-                    SUM_##KIND(sum[n], w, _mm512_loadu_si512(x + n * p->stride + 16 * i));        \
+            const __m512i places = _mm512_loadu_si512(p->places + 16 * c);                        \
+            __m512i codes[R], sum[R][T];                                                          \
+            UNROLL for (int r = 0; r < R; r++)                                                    \
+                codes[r] = load_codes(p->codes + r * p->apart + c * CHUNK, p->bytes - c * CHUNK); \
+            UNROLL for (int n = 0; n < T; n++) {                                                  \
+                sum[0][n] = KIND == BYTES                                                         \
+                                ? _mm512_loadu_si512(p->starts + (n * p->chunks + c) * 16)        \
+                                : _mm512_setzero_si512();                                         \
+                UNROLL for (int r = 1; r < R; r++) sum[r][n] = sum[0][n];                         \
             }                                                                                     \
-            UNROLL for (int n = 0; n < T; n++)                                                    \
-                total[n] = _mm512_fmadd_ps(REAL_##KIND(sum[n]), scales, total[n]);                \
+            UNROLL for (int i = 0; i < U; i++) {                                                  \
+                __m512i w[R];                                                                     \
+                UNROLL for (int r = 0; r < R; r++) w[r] = NAME##_##BITS(codes[r], i, &t);         \
+                UNROLL for (int n = 0; n < T; n++) {                                              \
+                    const __m512i unit = _mm512_loadu_si512(x + n * p->stride + 16 * i);          \
+                    UNROLL for (int r = 0; r < R; r++) SUM_##KIND(sum[r][n], w[r], unit);         \
+                }                                                                                 \
+            }                                                                                     \
+            UNROLL for (int r = 0; r < R; r++) {                                                  \
+                const float *near = p->scales + r * p->room + p->bases[c];                        \
+                const __m512 scales = _mm512_permutexvar_ps(places, _mm512_loadu_ps(near));       \
+                UNROLL for (int n = 0; n < T; n++)                                                \
+                    total[r][n] = _mm512_fmadd_ps(REAL_##KIND(sum[r][n]), scales, total[r][n]);   \
+            }                                                                                     \
         }                                                                                         \
-        UNROLL for (int n = 0; n < T; n++) out[n] = _mm512_reduce_add_ps(total[n]);               \
+        UNROLL for (int r = 0; r < R; r++)                                                        \
+            UNROLL for (int n = 0; n < T; n++)                                                    \
+                out[r * SHARED + n] = _mm512_reduce_add_ps(total[r][n]);                          \
     }
 
 #define ROWS(KIND, NAME, BITS, U, TARGET)                                                         \
-    ROW(KIND, NAME, BITS, U, 1, TARGET)                                                           \
-    ROW(KIND, NAME, BITS, U, 2, TARGET)                                                           \
-    ROW(KIND, NAME, BITS, U, 3, TARGET)                                                           \
-    ROW(KIND, NAME, BITS, U, 4, TARGET)                                                           \
-    static void row_##NAME##_##BITS(const row_problem *p, const formats *how, int tokens,         \
-                                    float *out) {                                                 \
-        switch (tokens) {                                                                         \
-        case 1: NAME##_##BITS##_1(p, how, out); break;                                            \
-        case 2: NAME##_##BITS##_2(p, how, out); break;                                            \
-        case 3: NAME##_##BITS##_3(p, how, out); break;                                            \
-        default: NAME##_##BITS##_4(p, how, out);                                                  \
-        }                                                                                         \
+    ROW(KIND, NAME, BITS, U, 1, 1, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 1, 2, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 1, 3, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 1, 4, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 2, 1, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 2, 2, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 2, 3, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 2, 4, TARGET)                                                        \
+    static void row_##NAME##_##BITS(const row_problem *p, const formats *how, int rows,           \
+                                    int tokens, float *out) {                                     \
+        static void (*const kernels[PAIR][SHARED])(const row_problem *, const formats *,          \
+                                                   float *) = {                                   \
+            {NAME##_##BITS##_1_1, NAME##_##BITS##_1_2, NAME##_##BITS##_1_3, NAME##_##BITS##_1_4}, \
+            {NAME##_##BITS##_2_1, NAME##_##BITS##_2_2, NAME##_##BITS##_2_3, NAME##_##BITS##_2_4}};\
+        kernels[rows - 1][tokens - 1](p, how, out);                                               \
     }
 
 ROWS(REALS, reals, 4, 8, TARGET_AVX512)
@@ -116,8 +145,8 @@ static inline TARGET_AVX2 void units_avx2(__m256i codes, const formats *how, __m
     for (int i = 0; i < 8; i++) out[i] = look_up(_mm256_srli_epi32(codes, 4 * i), first, second);
 }
 
-/* REALS with 8 dwords at a time, 4 tokens at a time. */
-static TARGET_AVX2 void row_avx2(const row_problem *p, const formats *how, int tokens, float *out) {
+/* REALS with 8 dwords at a time. */
+static TARGET_AVX2 void one_avx2(const row_problem *p, const formats *how, int tokens, float *out) {
     const int units = 32 / how->bits;
     __m256 total[SHARED];
     for (int n = 0; n < tokens; n++) total[n] = _mm256_setzero_ps();
@@ -140,6 +169,13 @@ static TARGET_AVX2 void row_avx2(const row_problem *p, const formats *how, int t
         }
     }
     for (int n = 0; n < tokens; n++) out[n] = sum_lanes(total[n]);
+}
+
+static void row_avx2(const row_problem *p, const formats *how, int rows, int tokens, float *out) {
+    for (int r = 0; r < rows; r++) {
+        const row_problem one = row_of(p, r);
+        one_avx2(&one, how, tokens, out + r * SHARED);
+    }
 }
 #endif
 

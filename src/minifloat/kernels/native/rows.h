@@ -1,4 +1,4 @@
-/* Few tokens: a row of codes at a time, all its columns in the lanes of a register (`rows.c`). */
+/* Few tokens: two rows of codes at a time, their columns in the lanes of a register (`rows.c`). */
 
 #ifndef MINIFLOAT_ROWS_H
 #define MINIFLOAT_ROWS_H
@@ -7,12 +7,14 @@
 
 #define CHUNK 64 /* bytes of codes: 16 dwords */
 #define SHARED 4 /* tokens that share an expanded weight, at most */
+#define PAIR 2   /* rows that share a token's units, at most */
 
-/* One row's products with up to SHARED tokens. */
+/* Products of one or two rows with up to SHARED tokens. */
 typedef struct {
     const uint8_t *codes;
-    int64_t bytes;         /* of the row */
-    const float *scales;   /* of its groups, 16 more that are never used */
+    int64_t bytes, apart;  /* of a row; from the first row to the second */
+    const float *scales;   /* [rows][room] of their groups, 16 more that are never used */
+    int64_t room;
     const int64_t *bases;  /* [chunks] the first group of a chunk */
     const int32_t *places; /* [chunks][16] the group of each dword, from the base on */
     const uint32_t *x;     /* [tokens][chunks][U][16] units */
@@ -21,7 +23,8 @@ typedef struct {
     int64_t chunks;
 } row_problem;
 
-typedef void (*row_kernel)(const row_problem *p, const formats *how, int tokens, float *out);
+/* out [rows][SHARED] */
+typedef void (*row_kernel)(const row_problem *p, const formats *how, int rows, int tokens, float *out);
 
 row_kernel mf_row_kernel(enum engine engine, int bits, int level);
 
