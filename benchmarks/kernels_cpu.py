@@ -1,140 +1,216 @@
-"""Milliseconds of a linear layer with packed 4-bit weights on the CPU, against torch and the memory.
+"""Milliseconds of a linear layer with packed weights on the CPU, against peers in the same process.
 
-    python -m benchmarks.kernels_cpu [--json FILE] [--shapes 4096x4096 576x1536]
+    python -m benchmarks.kernels_cpu [--json FILE] [--shapes 4096x4096 576x1536] [--threads 1]
 
-E2M1 in groups of 128, fp16 scales, activations as they come (fp32), by tokens and threads. Peers are
-torch's fp32 and bf16 products on the decoded weight and our own reference row, all in one process,
-interleaved, best of the runs (other work on the machine only ever adds time). The limit is the bytes
-that must be read (packed weight, scales) at the read bandwidth measured in the same run. Weights rotate
-among copies that together exceed the last-level cache, as the layers of a model do.
+Ours are named weight x activations: FP4 is E2M1 in groups of 128 (or 32) with fp16 scales, FP8 and INT8
+weights have a scale a row, activations one a token. Peers multiply the same numbers of tokens by weights
+of the same shape: torch in fp32, bf16 and dynamic INT8 (`quantize_dynamic`), and torchao where it is
+installed. Calls are interleaved and each one's best counts. With one thread the thread's own CPU time is
+taken, which other work on the machine disturbs least; with more, the wall clock. Weights rotate among
+copies that together exceed the last-level cache, as the layers of a model do. The second table is what a
+call costs beside the product: a layer so small that nothing else is left.
 """
 
 import argparse
+import os
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.common import finish
-from minifloat.kernels import cpu, native, reference
-from minifloat.kernels.packed import PackedLinear
-from minifloat.packing import pack
+from minifloat.kernels import native, reference
+from minifloat.layers import QLinear
 from minifloat.qtensor import encode
-from minifloat.spec import FP4_G128, LayerSpec
+from minifloat.spec import (
+    FP4_G128,
+    FP8_CHANNEL,
+    FP8_TOKEN,
+    INT8_CHANNEL,
+    INT8_TOKEN,
+    LayerSpec,
+)
 
-TOKENS = (1, 4, 16, 64, 256)
+TOKENS = (1, 4, 16, 64, 256, 1024)
 SHAPES = ["4096x4096", "576x1536"]
+OURS = {
+    "fp4 x int8": LayerSpec(FP4_G128, INT8_TOKEN),
+    "fp4 g32 x int8": LayerSpec(replace(FP4_G128, tile=(1, 32)), INT8_TOKEN),
+    "fp4 x fp8": LayerSpec(FP4_G128, FP8_TOKEN),
+    "fp4 x fp32": LayerSpec(FP4_G128),
+    "int8 x int8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+    "fp8 x fp8": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+}
 # Bytes of weights to rotate among: more than the last-level cache.
-ROTATE = 256 << 20
+ROTATE = 96 << 20
+Call = Callable[[Tensor], Tensor]
 
 
-def layers(out_features: int, in_features: int) -> list[PackedLinear]:
-    """Copies of one packed layer; the first also holds the decoded weight."""
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(out_features, in_features, generator=generator)
-    q = encode(w, FP4_G128)
-    spec = LayerSpec(weight=FP4_G128)
-    copies = min(64, max(1, ROTATE // (w.numel() // 2)))
-    codes = pack(q.codes, 4)
-    return [
-        PackedLinear(codes.clone(), q.scale, spec, (out_features, in_features), torch.float32)
-        for _ in range(copies)
-    ]
+def packed(w: Tensor, spec: LayerSpec) -> QLinear:
+    assert spec.weight is not None
+    return QLinear.pack(encode(w, spec.weight), spec, None, torch.float32)
 
 
-def rotating(call: Callable[[int], Any], copies: int) -> Callable[[], Any]:
-    """A call without arguments that takes another copy each time."""
+def plain(w: Tensor) -> nn.Linear:
+    linear = nn.Linear(w.shape[1], w.shape[0], bias=False)
+    linear.weight.data.copy_(w)
+    return linear
+
+
+def half(w: Tensor) -> Call:
+    short = w.bfloat16()
+    return lambda x: nn.functional.linear(x.bfloat16(), short)
+
+
+def dynamic_int8(w: Tensor) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer: nn.Module = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(plain(w)), {nn.Linear}, dtype=torch.qint8
+        )
+    return layer
+
+
+def torchao_int8(w: Tensor) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    layer = nn.Sequential(plain(w))
+    quantize_(layer, Int8DynamicActivationInt8WeightConfig())
+    return layer
+
+
+def calls(w: Tensor) -> dict[str, Call]:
+    """All rows for one weight, each over copies that are taken in turn."""
+    size = w.numel()
+    rows = {
+        name: rotating([packed(w, spec) for _ in range(copies(size))])
+        for name, spec in OURS.items()
+    }
+    first = packed(w, OURS["fp4 x int8"])
+    rows["reference"] = lambda x: reference.linear(x, first.packed())
+    rows["torch fp32"] = rotating([plain(w) for _ in range(copies(4 * size))])
+    rows["torch bf16"] = rotating([half(w) for _ in range(copies(2 * size))])
+    rows["torch int8"] = rotating([dynamic_int8(w) for _ in range(copies(size))])
+    if find_spec("torchao"):
+        rows["torchao int8"] = rotating([torchao_int8(w) for _ in range(copies(size))])
+    return rows
+
+
+def copies(size: int) -> int:
+    return min(64, max(1, ROTATE // size))
+
+
+def rotating(layers: list[Any]) -> Call:
+    """A call that takes another copy each time."""
     turn = [0]
 
-    def rotate() -> Any:
-        turn[0] = (turn[0] + 1) % copies
-        return call(turn[0])
+    def rotate(x: Tensor) -> Tensor:
+        turn[0] = (turn[0] + 1) % len(layers)
+        y: Tensor = layers[turn[0]](x)
+        return y
 
     return rotate
 
 
-def best(calls: dict[str, Callable[[], Any]], seconds: float = 1.5) -> dict[str, float]:
-    """Least milliseconds of each call, interleaved for at least three rounds."""
-    least = dict.fromkeys(calls, float("inf"))
+def best(rows: dict[str, Call], x: Tensor, seconds: float) -> dict[str, float]:
+    """Least milliseconds of each call, interleaved for at least five rounds."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    least = dict.fromkeys(rows, float("inf"))
     started, rounds = time.perf_counter(), 0
-    while rounds < 3 or time.perf_counter() - started < seconds:
-        for name, call in calls.items():
-            before = time.perf_counter()
-            call()
-            least[name] = min(least[name], 1e3 * (time.perf_counter() - before))
+    while rounds < 5 or time.perf_counter() - started < seconds:
+        for name, call in rows.items():
+            before = clock()
+            call(x)
+            least[name] = min(least[name], 1e3 * (clock() - before))
         rounds += 1
     return least
 
 
-def read_bandwidth() -> float:
-    """Bytes a second of reading a tensor larger than the cache."""
-    x = torch.zeros(64 << 20)
-    milliseconds = best({"sum": x.sum})["sum"]
-    return x.numel() * 4 / milliseconds * 1e3
-
-
-def measure(shape: str, threads: int) -> list[dict[str, Any]]:
+def measure(shape: str, threads: int, seconds: float) -> list[dict[str, Any]]:
     """One row for every number of tokens."""
     out_features, in_features = map(int, shape.split("x"))
     torch.set_num_threads(threads)
-    packed = layers(out_features, in_features)
-    count = max(1, min(len(packed), ROTATE // (4 * out_features * in_features)))
-    wide = [packed[0].weight() for _ in range(count)]
-    half = [w.bfloat16() for w in wide]
-    needed = packed[0].codes.numel() + packed[0].scale.stored.numel() * 2
-    limit = needed / read_bandwidth() * 1e3
-    rows = []
+    generator = torch.Generator().manual_seed(0)
+    rows = calls(torch.randn(out_features, in_features, generator=generator))
+    found = []
     for tokens in TOKENS:
-        x = torch.randn(tokens, in_features, generator=torch.Generator().manual_seed(1))
-        short = x.bfloat16()
-        calls = {
-            "cpu-w4": rotating(lambda i, x=x: cpu.linear_w4(x, packed[i]), len(packed)),
-            "reference": rotating(lambda i, x=x: reference.linear(x, packed[i]), len(packed)),
-            "torch fp32": rotating(lambda i, x=x: torch.nn.functional.linear(x, wide[i]), count),
-            "torch bf16": rotating(
-                lambda i, x=short: torch.nn.functional.linear(x, half[i]), count
-            ),
-        }
-        row = {"shape": shape, "threads": threads, "tokens": tokens, "limit": limit} | best(calls)
-        rows.append(row)
+        x = torch.randn(tokens, in_features, generator=generator)
+        row: dict[str, Any] = {"shape": shape, "threads": threads, "tokens": tokens}
+        row["ms"] = best(rows, x, seconds)
+        row["load"] = os.getloadavg()[0]
+        found.append(row)
         print(row, flush=True)
-    return rows
+    return found
+
+
+def overhead() -> dict[str, float]:
+    """Microseconds of a call of a layer of 32 x 128 for one token."""
+    torch.set_num_threads(1)
+    w, x = torch.randn(32, 128), torch.randn(1, 128)
+    rows: dict[str, Call] = {name: packed(w, spec) for name, spec in OURS.items()}
+    rows["torch fp32"] = plain(w)
+
+    def often(call: Call) -> Call:
+        def repeat(x: Tensor) -> Tensor:
+            for _ in range(100):
+                call(x)
+            return x
+
+        return repeat
+
+    return {
+        name: 10 * ms for name, ms in best({n: often(c) for n, c in rows.items()}, x, 3).items()
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows in Markdown with ratios to fp32 and to the memory limit."""
-    names = ("cpu-w4", "reference", "torch fp32", "torch bf16", "limit")
-    lines = [
-        "| weight | threads | tokens | "
-        + " | ".join(names)
-        + " | fp32 / cpu-w4 | limit / cpu-w4 |",
-        "|---" * (5 + len(names)) + "|",
-    ]
+    """Milliseconds in Markdown, and how much faster FP4 x INT8 is than each peer's best."""
+    names = list(rows[0]["ms"])
+    peers = [name for name in names if name.startswith("torch")]
+    head = ["weight", "threads", "tokens", *names, "best peer / fp4 x int8", "GOP/s", "load"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
+        ms = row["ms"]
+        product = row["tokens"] * elements(row["shape"])
         cells = [row["shape"].replace("x", " x "), str(row["threads"]), str(row["tokens"])]
-        cells += [f"{row[name]:.3f}" for name in names]
-        cells += [f"{row[name] / row['cpu-w4']:.2f}" for name in ("torch fp32", "limit")]
+        cells += [f"{ms[name]:.3f}" for name in names]
+        cells += [f"{min(ms[name] for name in peers) / ms['fp4 x int8']:.2f}"]
+        cells += [f"{2e-6 * product / ms['fp4 x int8']:.0f}", f"{row['load']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def elements(shape: str) -> int:
+    rows, columns = map(int, shape.split("x"))
+    return rows * columns
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--shapes", nargs="*", default=SHAPES)
+    parser.add_argument("--threads", nargs="*", type=int, default=[1])
+    parser.add_argument("--seconds", type=float, default=4, help="least time of a row")
     args = parser.parse_args()
     if native.library() is None:
         raise SystemExit("minifloat was installed without a C compiler; there is nothing to time")
-    most = torch.get_num_threads()
     rows = []
     with torch.inference_mode():
         for shape in args.shapes:
-            for threads in sorted({1, most}):
-                rows += measure(shape, threads)
-    print(("plain C", "AVX2", "AVX-512")[native.level()])
-    finish(rows, table(rows), ("torch",), args.json)
+            for threads in args.threads:
+                rows += measure(shape, threads, args.seconds)
+        small = overhead()
+    lines = ["| layer of 32 x 128, one token | microseconds a call |", "|---|---|"]
+    lines += [f"| {name} | {microseconds:.1f} |" for name, microseconds in small.items()]
+    print(native.LEVELS[native.level()])
+    packages = ["torch", *(["torchao"] if find_spec("torchao") else [])]
+    finish(rows, table(rows) + "\n\n" + "\n".join(lines), packages, args.json)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ Nothing but the fields is typed by hand: max, step, values and names are derived
 
 import math
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 from minifloat.errors import UserError, unknown
@@ -44,6 +43,10 @@ class Format:
         signed: whether the highest bit is a sign (two's complement for integers).
         zero: whether code 0 is zero; False gives the powers of two (no subnormals).
         levels: the values of a table format by code, else None.
+        max: largest finite value, derived.
+        min: most negative finite value, derived; 0 for unsigned formats, the smallest power of two
+            for E8M0.
+        values: the value of every code in their order, derived; empty beyond 8 bits.
     """
 
     exponent_bits: int
@@ -53,6 +56,9 @@ class Format:
     signed: bool = True
     zero: bool = True
     levels: tuple[float, ...] | None = None
+    max: float = field(init=False, compare=False, repr=False)
+    min: float = field(init=False, compare=False, repr=False)
+    values: tuple[float, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 and (self.exponent_bits, self.mantissa_bits) not in _NATIVE:
@@ -61,6 +67,11 @@ class Format:
             raise UserError(
                 "an IEEE top needs at least 2 exponent bits: one value holds Inf and NaN"
             )
+        # Derived once: torch.compile cannot follow a cached property, which holds a lock.
+        object.__setattr__(self, "max", self._max())
+        object.__setattr__(self, "min", self._min())
+        codes = () if self.is_native else range(2**self.bits)
+        object.__setattr__(self, "values", tuple(self.value(code) for code in codes))
 
     @property
     def bits(self) -> int:
@@ -90,9 +101,7 @@ class Format:
         """Exponent of the binade that the subnormals share with the smallest normal number."""
         return 1 - self.bias if self.zero else -self.bias
 
-    @cached_property
-    def max(self) -> float:
-        """Largest finite value."""
+    def _max(self) -> float:
         if self.levels is not None:
             return max(self.levels)
         if self.is_integer:
@@ -107,9 +116,7 @@ class Format:
             return fraction * self.step
         return math.ldexp(1 + fraction / 2**self.mantissa_bits, field - self.bias)
 
-    @cached_property
-    def min(self) -> float:
-        """Most negative finite value; 0 for unsigned formats, the smallest power of two for E8M0."""
+    def _min(self) -> float:
         if self.levels is not None:
             return min(self.levels)
         if not self.zero:
@@ -159,11 +166,6 @@ class Format:
         if field == 0 and self.zero:
             return sign * fraction * self.step
         return sign * math.ldexp(1 + fraction / 2**self.mantissa_bits, field - self.bias)
-
-    @cached_property
-    def values(self) -> tuple[float, ...]:
-        """The value of every code, in the order of the codes (8 bits at most)."""
-        return tuple(self.value(code) for code in range(2**self.bits))
 
     @property
     def name(self) -> str:

@@ -88,7 +88,7 @@ def _round_floats(x: Tensor, fmt: Format, out: Tensor) -> None:
         return
     a = x.clamp(fmt.min, fmt.max).abs_()
     magic = magic_bits(a, fmt, layout).view(layout.dtype)
-    torch.add(a, magic, out=out).sub_(magic)
+    out.copy_(a.add_(magic).sub_(magic))
     if fmt.signed:
         out.copysign_(x)
 
@@ -126,7 +126,7 @@ def _round_exponents(x: Tensor, fmt: Format, out: Tensor) -> None:
     first = layout.exponent_bias + fmt.min_exponent
     bits = (codes + (first - 1)).bitwise_left_shift_(layout.fraction_bits)
     bits.mul_(codes.clamp_(max=1))  # code 0 is zero
-    torch.add(bits.view(layout.dtype), a.mul_(0.0), out=out)  # NaN stays
+    out.copy_(a.mul_(0.0).add_(bits.view(layout.dtype)))  # NaN stays
     if fmt.signed:
         out.copysign_(x)
 
@@ -148,7 +148,7 @@ def _with_sign(codes: Tensor, x: Tensor, fmt: Format, layout: Layout) -> Tensor:
 
 def _round_integers(x: Tensor, fmt: Format, out: Tensor) -> None:
     # Two's complement has no negative zero: adding zero removes it.
-    torch.clamp(x, fmt.min, fmt.max, out=out).round_().add_(0.0)
+    out.copy_(x.clamp(fmt.min, fmt.max).round_().add_(0.0))
 
 
 def _encode_integers(x: Tensor, fmt: Format, out: Tensor) -> None:
@@ -167,7 +167,7 @@ def encode_powers(x: Tensor, fmt: Format, out: Tensor, direction: Direction = "n
     """
     if fmt in _CASTS and direction == "nearest" and x.dtype == torch.float32:
         out.copy_(x.clamp(fmt.min, fmt.max).to(_CASTS[fmt]).view(torch.uint8))
-        if float(x.amin()) < 1.5 * fmt.min:  # torch 2.13 rounds fp32's subnormals up
+        if may_hold(x.amin() < 1.5 * fmt.min):  # torch 2.13 rounds fp32's subnormals up
             out.masked_fill_(x < 1.5 * fmt.min, 0)
         return
     one = 1 << _FP64.fraction_bits
@@ -181,7 +181,7 @@ def _round_powers(x: Tensor, fmt: Format, out: Tensor) -> None:
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     encode_powers(x, fmt, codes)
     decode_chunk(codes, fmt, out)
-    if not float(x.amin()) > 0:
+    if may_hold(~(x.amin() > 0)):
         out.masked_fill_(~(x > 0), torch.nan)
 
 
@@ -251,11 +251,24 @@ def _decode_as_half(codes: Tensor, fmt: Format, out: Tensor) -> None:
     wide = aligned.view(torch.int8).to(torch.int16).mul_(1 << shift)
     wide.bitwise_and_(mask - (1 << 16))  # the mask as a signed number: its highest bit is set
     out.copy_(wide.view(torch.float16)).mul_(factor)
-    if fmt.nan_code is not None and bool((codes & fmt.nan_code).amax() == fmt.nan_code):
+    if fmt.nan_code is not None and may_hold((codes & fmt.nan_code).amax() == fmt.nan_code):
         out.masked_fill_(codes & fmt.nan_code == fmt.nan_code, torch.nan)
 
 
-@lru_cache(maxsize=256)
+def may_hold(condition: Tensor) -> bool:
+    """Whether a rare case is there to be mended; a compiler, which cannot look, always mends it."""
+    return torch.compiler.is_compiling() or bool(condition)
+
+
 def value_table(fmt: Format, device: torch.device) -> Tensor:
     """float32 values of all codes of a format; shared, not to be written to."""
+    return (_table if torch.compiler.is_compiling() else _shared_table)(fmt, device)
+
+
+@lru_cache(maxsize=256)
+def _shared_table(fmt: Format, device: torch.device) -> Tensor:
+    return _table(fmt, device)
+
+
+def _table(fmt: Format, device: torch.device) -> Tensor:
     return torch.tensor(fmt.values, dtype=torch.float64).to(device, torch.float32)

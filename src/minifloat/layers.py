@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
-from minifloat.kernels.packed import PackedLinear
-from minifloat.kernels.table import pick
+from minifloat.kernels.packed import PackedLinear, spec_name
+from minifloat.kernels.table import Kernel, pick
 from minifloat.packing import pack, packed_width
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
@@ -26,7 +25,7 @@ class QLayer(nn.Module):
     `low_rank_down` [rank, C], with static activations `input_scale` and `input_zero_point`; `bias`.
     """
 
-    op: ClassVar[str]
+    op: str
     weight: Tensor
     weight_scale: Tensor
 
@@ -45,6 +44,8 @@ class QLayer(nn.Module):
             raise UserError("a packed layer needs a spec for its weight")
         self.shape, self.spec, self.rank, self.dtype = shape, spec, rank, dtype
         self._held: Tensor | None = None
+        self._name = spec_name(spec)
+        self._kernels: dict[str, Kernel] = {}
         tiles = spec.weight.tiles(shape)
         width = packed_width(shape[1], spec.weight.format.bits)
         self._empty("weight", (shape[0], width), torch.uint8)
@@ -95,9 +96,6 @@ class QLayer(nn.Module):
         if bias is not None and self.bias is not None:
             self.bias.copy_(bias)
 
-    def _optional(self, name: str) -> Tensor | None:
-        return self._buffers.get(name)
-
     @property
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
         """The branch (up [R, rank], down [rank, C]), if there is one."""
@@ -107,16 +105,10 @@ class QLayer(nn.Module):
 
     def packed(self) -> PackedLinear:
         """The layer as kernels see it; its tensors are shared, not copied."""
-        scale = Scale(
-            self.weight_scale,
-            self._optional("weight_outer_scale"),
-            self._optional("weight_zero_point"),
-        )
-        input_scale = None
-        if "input_scale" in self._buffers:
-            input_scale = Scale(
-                self.get_buffer("input_scale"), None, self._optional("input_zero_point")
-            )
+        own, given = self._buffers.get, None
+        scale = Scale(self.weight_scale, own("weight_outer_scale"), own("weight_zero_point"))
+        if (input_scale := own("input_scale")) is not None:
+            given = Scale(input_scale, None, own("input_zero_point"))
         return PackedLinear(
             self.weight,
             scale,
@@ -126,8 +118,15 @@ class QLayer(nn.Module):
             self.bias,
             self.low_rank,
             self._held,
-            input_scale,
+            given,
+            self._name,
         )
+
+    def kernel(self, device: str) -> Kernel:
+        """The row that runs this layer on a type of device; picked at its first run there."""
+        if device not in self._kernels:
+            self._kernels[device] = pick(self.op, self.spec, device)
+        return self._kernels[device]
 
     def decoded(self) -> Tensor:
         """The weight [R, C] that the codes stand for, without the low-rank branch."""
@@ -180,8 +179,7 @@ class QLinear(QLayer):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = pick(self.op, self.spec, x.device.type)
-        y: Tensor = kernel.run(x, self.packed())
+        y: Tensor = self.kernel(x.device.type).run(x, self.packed())
         return y
 
 
@@ -206,10 +204,11 @@ class QConv2d(QLayer):
         self.in_channels, self.out_channels = like.in_channels, like.out_channels
         self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
         self.kernel_size, self.groups = like.kernel_size, like.groups
+        if like.groups > 1 or isinstance(like.padding, str):  # fast rows take neither
+            self.op = "any conv2d"
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = pick(self.op, self.spec, x.device.type)
-        y: Tensor = kernel.run(x, self.packed(), self)
+        y: Tensor = self.kernel(x.device.type).run(x, self.packed(), self)
         return y
 
 

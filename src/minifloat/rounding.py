@@ -23,6 +23,7 @@ from minifloat.grids import (
     grid_of,
     layout_of,
     magic_bits,
+    may_hold,
     powers,
 )
 from minifloat.memory import empty
@@ -65,7 +66,7 @@ def encode(x: Tensor, fmt: Format, *, saturate: bool = True) -> Tensor:
     """Round to nearest and return the codes as uint8, one a byte, in the shape of `x`.
 
     Raises:
-        UserError: NaN in a format that has no NaN.
+        UserError: NaN in a format that has no NaN; compiled code cannot look and gives any code.
     """
     if fmt.is_native:
         raise UserError(f"{fmt} is stored as its own dtype and has no codes")
@@ -73,10 +74,10 @@ def encode(x: Tensor, fmt: Format, *, saturate: bool = True) -> Tensor:
 
     def chunk(part: Tensor, out: Tensor) -> None:
         grid.encode(part, fmt, out)
-        if bool(part.amax().isnan()):
-            if fmt.nan_code is None:
-                raise UserError(f"NaN cannot be written as {fmt}, which has no code for it")
+        if fmt.nan_code is not None and may_hold(part.amax().isnan()):
             out.masked_fill_(part.isnan(), fmt.nan_code)
+        elif not torch.compiler.is_compiling() and bool(part.amax().isnan()):
+            raise UserError(f"NaN cannot be written as {fmt}, which has no code for it")
         if not saturate and _has_overflow(fmt):
             _overflow_codes(part, fmt, out)
 
@@ -165,11 +166,17 @@ def _chunked(function: Callable[[Tensor, Tensor], None], x: Tensor, dtype: torch
     """Apply `function(part, out)` to cache-sized pieces of a CPU tensor, or to the whole elsewhere."""
     out = empty(x.shape, dtype, x.device)
     flat, flat_out = x.reshape(-1), out.view(-1)
-    size = flat.numel()
-    step = CHUNK if x.device.type == "cpu" and not torch.compiler.is_compiling() else max(1, size)
-    for start in range(0, size, step):
-        function(flat[start : start + step], flat_out[start : start + step])
+    if not in_chunks(x) and flat.numel():
+        function(flat, flat_out)
+        return out
+    for start in range(0, flat.numel(), CHUNK):
+        function(flat[start : start + CHUNK], flat_out[start : start + CHUNK])
     return out
+
+
+def in_chunks(x: Tensor) -> bool:
+    """Whether to walk a tensor in pieces; a compiler makes its own, and would unroll ours."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _has_overflow(fmt: Format) -> bool:

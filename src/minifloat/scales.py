@@ -11,7 +11,8 @@ scale rounded up, M2 a `POW4` ratio under one real scale a row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +33,7 @@ _BASINS = 3
 SHORT_GRID = tuple(0.5 + 0.025 * i for i in range(41))
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """Stored scales of a matrix.
 
     Attributes:
@@ -61,7 +61,7 @@ def amax_range(x: Tensor, spec: QuantSpec) -> Tensor:
     peaks = torch.zeros(x.shape[0], spec.tiles((x.shape[0], x.shape[1]))[1], device=x.device)
     for rows, columns, tiles in runs(x, spec.tile):
         piece = split(x[rows, columns], tiles.stop - tiles.start)
-        torch.amax(piece.abs(), 2, out=peaks[rows, tiles])
+        peaks[rows, tiles] = piece.abs().amax(2)
     return tiled(peaks, (spec.tile[0], 1)).amax((1, 3))
 
 

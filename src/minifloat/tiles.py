@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from minifloat.rounding import CHUNK
+from minifloat.rounding import CHUNK, in_chunks
 
 
 def as_matrix(x: Tensor) -> Tensor:
@@ -54,16 +54,24 @@ def runs(x: Tensor, tile: tuple[int, int]) -> Iterator[tuple[slice, slice, slice
     Yields slices of the rows, of the columns and of the tiles along a row. All tiles of a piece have
     one width: a ragged last tile is a piece of its own.
     """
-    rows, columns = x.shape
+    columns = x.shape[1]
     width = columns if tile[1] == -1 else min(tile[1], columns)
     whole = columns // max(1, width)
-    step = max(1, CHUNK // max(1, columns)) if x.device.type == "cpu" else max(1, rows)
-    for start in range(0, rows, step):
-        piece = slice(start, min(start + step, rows))
+    for piece in _pieces(x):
         if whole:
             yield piece, slice(0, whole * width), slice(0, whole)
         if whole * width < columns:
             yield piece, slice(whole * width, columns), slice(whole, whole + 1)
+
+
+def _pieces(x: Tensor) -> Iterator[slice]:
+    rows, columns = x.shape
+    if not in_chunks(x):
+        yield slice(0, rows)
+        return
+    step = max(1, CHUNK // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def split(x: Tensor, tiles: int) -> Tensor:

@@ -46,7 +46,7 @@ def test_asymmetric_blocks_only_where_the_offset_is_exact() -> None:
     with pytest.raises(Refusal, match="no fp16 number"):
         blocks(layer, kind_of(layer.spec, (256, 384)))
     rounded = layer.q.scale.stored.view(torch.int16) & ~15  # seven bits of a scale times four
-    exact = replace(layer.q.scale, stored=rounded.view(torch.float16))
+    exact = layer.q.scale._replace(stored=rounded.view(torch.float16))
     layer = replace(layer, q=replace(layer.q, scale=exact))
     found = gguf.quants.dequantize(blocks(layer, "Q4_1").numpy(), gguf.GGMLQuantizationType.Q4_1)
     assert np.array_equal(found, decode(layer.q).numpy())

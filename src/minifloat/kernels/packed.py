@@ -1,6 +1,7 @@
 """What a kernel gets to see of a layer: packed codes, scales, bias and the low-rank branch."""
 
-from dataclasses import dataclass
+import json
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,8 @@ from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
 
 
-@dataclass(frozen=True)
-class PackedLinear:
-    """A layer's weight as a matrix [out, in], as it is stored.
+class PackedLinear(NamedTuple):
+    """A layer's weight as a matrix [out, in], as it is stored. Made anew in every call, so a tuple.
 
     Attributes:
         codes: uint8 [out, packed width].
@@ -25,6 +25,7 @@ class PackedLinear:
         low_rank: the branch (up [out, rank], down [rank, in]) or None.
         held: the decoded weight, where it is kept in memory.
         input_scale: of static activations.
+        name: the spec as JSON, if it is known.
     """
 
     codes: Tensor
@@ -36,6 +37,14 @@ class PackedLinear:
     low_rank: tuple[Tensor, Tensor] | None = None
     held: Tensor | None = None
     input_scale: Scale | None = None
+    name: str = ""
+
+    def operands(self) -> tuple[Tensor | str | None, ...]:
+        """What the ops take after x: stored tensors and the spec's name."""
+        scale, given = self.scale, self.input_scale
+        stored, zero = (None, None) if given is None else (given.stored, given.zero)
+        name = self.name or spec_name(self.spec)
+        return self.codes, scale.stored, scale.outer, self.bias, stored, zero, name
 
     def weight(self) -> Tensor:
         """The decoded weight [out, in], without the low-rank branch."""
@@ -59,3 +68,8 @@ class PackedLinear:
         if self.spec.input is None:
             return x
         return fake_quantize(x, self.spec.input, self.input_scale)
+
+
+def spec_name(spec: LayerSpec) -> str:
+    """A spec in one line: what the ops are told."""
+    return json.dumps(spec.to_json())

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from minifloat.errors import UserError, unknown
 from minifloat.kernels import cpu, reference
 from minifloat.spec import LayerSpec
@@ -27,25 +29,33 @@ class Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("linear", "cpu-w4", "cpu", cpu.accepts_w4, cpu.linear_w4),
-    Kernel("linear", "cpu-w8", "cpu", cpu.accepts_w8, cpu.linear_w8),
+    Kernel("linear", "cpu", "cpu", cpu.accepts, cpu.linear),
     Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
+    Kernel("conv2d", "cpu", "cpu", cpu.accepts, cpu.conv2d),
     Kernel("conv2d", "reference", "*", lambda spec: True, reference.conv2d),
+    Kernel("any conv2d", "reference", "*", lambda spec: True, reference.conv2d),
 )
 
 
 def pick(op: str, spec: LayerSpec, device: str) -> Kernel:
     """The first row that runs this op for this spec on this device."""
-    return _pick(op, spec, device, os.environ.get("MINIFLOAT_KERNEL"))
+    row: int = _pick(op, spec, device)
+    return KERNELS[row]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _pick(op: str, spec: LayerSpec, device: str) -> int:
+    """Its place in the table: a number, which a compiler can take as given without a look at why."""
+    return _search(op, spec, device, os.environ.get("MINIFLOAT_KERNEL"))
 
 
 @lru_cache(maxsize=1024)
-def _pick(op: str, spec: LayerSpec, device: str, forced: str | None) -> Kernel:
+def _search(op: str, spec: LayerSpec, device: str, forced: str | None) -> int:
     names = {row.name for row in KERNELS}
     if forced and forced not in names:
         raise unknown("kernel", forced, names)
     rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
     for row in [row for row in rows if row.name == forced] or rows:
         if row.accepts(spec):
-            return row
+            return KERNELS.index(row)
     raise UserError(f"kernel {forced!r} cannot run {op} with weights {spec.weight}")

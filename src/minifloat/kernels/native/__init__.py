@@ -1,12 +1,12 @@
-"""The compiled library and its ops; without a C compiler at install time there is none.
+"""The compiled library; without a C compiler at install time there is none.
 
-The files are plain C without Python or torch, so they build in a second and load with ctypes. torch
-sees them as custom ops with shapes of their own, which is what torch.compile and meta tensors need.
+The files are plain C without Python or torch, so they build in a second and load with ctypes.
 """
 
 import ctypes
 import os
 import sysconfig
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,16 +14,23 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import unknown
-from minifloat.memory import empty
+from minifloat.kernels.native.layer import Formats
 
-LEVELS = ("plain", "avx2", "avx512")
+LEVELS = ("plain", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_WEIGHT = [_pointer] * 3
 _SIGNATURES = {
     "mf_level": [_int],
-    "mf_linear_w4": [_pointer] * 5 + [_long] * 4 + [_int] * 2,
-    "mf_decode_w4": [_pointer] * 4 + [_long] * 3 + [_int] * 2,
-    "mf_linear_w8": [_pointer] * 5 + [_long] * 4 + [_int] * 2 + [ctypes.c_float] + [_int] * 2,
+    "mf_linear": [_pointer, _pointer, _int, _pointer, _long, *_WEIGHT]
+    + [_pointer] * 2
+    + [_long] * 3
+    + [_int] * 2,
+    "mf_conv2d": [_pointer, _pointer, _int, _pointer, *_WEIGHT]
+    + [_pointer] * 2
+    + [_long] * 2
+    + [_pointer]
+    + [_int] * 2,
 }
 
 
@@ -50,70 +57,113 @@ def level() -> int:
     return 0 if lib is None else int(lib.mf_level(LEVELS.index(asked)))
 
 
-def _call(name: str, tensors: tuple[Tensor, ...], *numbers: float) -> None:
-    """Run a C function on contiguous tensors, its result last; the level and threads are added."""
-    lib = library()
-    assert lib is not None
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    if getattr(lib, name)(*pointers, *numbers, level(), torch.get_num_threads()):
-        raise MemoryError("no memory for a layer's activations")
-
-
-def _linear_w4(x: Tensor, codes: Tensor, scales: Tensor, table: Tensor, group: int) -> Tensor:
-    """x [tokens, in] times codes [out, ceil(in / 2)] with scales [out, groups]: [tokens, out]."""
-    y = x.new_empty(x.shape[0], codes.shape[0])
-    operands = (x.contiguous(), codes.contiguous(), scales.contiguous(), table, y)
-    _call("mf_linear_w4", operands, x.shape[0], codes.shape[0], x.shape[1], group)
-    return y
-
-
-def _linear_w8(
+def linear(
+    formats: Formats,
     x: Tensor,
+    given: Tensor | None,
     codes: Tensor,
     scales: Tensor,
-    table: Tensor,
-    group: int,
-    shift: int,
-    mask: int,
-    factor: float,
+    outer: Tensor | None,
+    bias: Tensor | None,
 ) -> Tensor:
-    """x [tokens, in] times codes [out, in] with scales [out, groups]: [tokens, out]."""
-    y = x.new_empty(x.shape[0], codes.shape[0])
-    operands = (x.contiguous(), codes.contiguous(), scales.contiguous(), table, y)
-    sizes = (x.shape[0], codes.shape[0], x.shape[1], group)
-    _call("mf_linear_w8", operands, *sizes, shift, mask, factor)
+    """x [..., in] on its grid times packed codes [out, in]: [..., out].
+
+    Args:
+        formats: how to read and round.
+        x: fp32 or bf16; the result is of its dtype.
+        given: fp32 scales of the activations [tokens or 1, groups], where they are not dynamic.
+        codes, scales, outer: of the weight, as they are stored.
+        bias: fp32 [out].
+    """
+    columns, rows = x.shape[-1], codes.shape[0]
+    y = x.new_empty((*x.shape[:-1], rows))
+    tokens = y.numel() // rows
+    x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
+    failed = _function("mf_linear")(
+        formats.address,
+        x.data_ptr(),
+        0 if x.dtype == torch.float32 else 2,
+        None if given is None else given.data_ptr(),
+        0 if given is None or given.shape[0] == 1 else given.shape[1],
+        codes.data_ptr(),
+        scales.data_ptr(),
+        None if outer is None else outer.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        tokens,
+        rows,
+        columns,
+        level(),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError("no memory for a layer's activations")
     return y
 
 
-def _linear_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
-    return x.new_empty(x.shape[0], codes.shape[0])
+def conv2d(
+    formats: Formats,
+    x: Tensor,
+    given: Tensor | None,
+    codes: Tensor,
+    scales: Tensor,
+    outer: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:
+    """The same for x [images, in, height, width] and weights [out, in * kernel].
+
+    Args:
+        formats, x, codes, scales, outer, bias: as in `linear`.
+        given: one fp32 scale of the activations, or None where a window is a pixel.
+        geometry: kernel, stride, padding and dilation, each along the height and the width.
+    """
+    images, channels, *size = x.shape
+    out = result_size(size, geometry)
+    y = x.new_empty((images, codes.shape[0], *out))
+    window = (ctypes.c_int64 * 13)(channels, *size, *geometry, *out)
+    x = _channels_last(x)
+    codes, scales = codes.contiguous(), scales.contiguous()
+    failed = _function("mf_conv2d")(
+        formats.address,
+        x.data_ptr(),
+        0 if x.dtype == torch.float32 else 2,
+        None if given is None else given.data_ptr(),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        None if outer is None else outer.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        images,
+        codes.shape[0],
+        ctypes.addressof(window),
+        level(),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError("no memory for a layer's activations")
+    return y
 
 
-def _decode_w4(codes: Tensor, scales: Tensor, table: Tensor, group: int, columns: int) -> Tensor:
-    """The weight [out, columns] of packed codes."""
-    w = empty((codes.shape[0], columns), torch.float32, codes.device)
-    operands = (codes.contiguous(), scales.contiguous(), table, w)
-    _call("mf_decode_w4", operands, codes.shape[0], columns, group)
-    return w
+def _channels_last(x: Tensor) -> Tensor:
+    """x with a pixel's channels together, image by image: torch transposes matrices in blocks."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    images, channels, height, width = x.shape
+    out = x.new_empty(images, height * width, channels)
+    for image, target in zip(x.contiguous(), out, strict=True):
+        target.copy_(image.view(channels, height * width).T)
+    return out
 
 
-def _decode_shape(codes: Tensor, scales: Tensor, table: Tensor, group: int, columns: int) -> Tensor:
-    return scales.new_empty(codes.shape[0], columns)
+def result_size(size: Sequence[int], geometry: Sequence[int]) -> list[int]:
+    """Height and width of a convolution's result."""
+    kernel, stride, padding, dilation = (geometry[i : i + 2] for i in range(0, 8, 2))
+    reach = [size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1 for i in (0, 1)]
+    return [reach[i] // stride[i] + 1 for i in (0, 1)]
 
 
-_WEIGHT = "Tensor codes, Tensor scales, Tensor table, int group"
-_OPS = (
-    (f"linear_w4(Tensor x, {_WEIGHT}) -> Tensor", _linear_w4, _linear_shape),
-    (
-        f"linear_w8(Tensor x, {_WEIGHT}, int shift, int mask, float factor) -> Tensor",
-        _linear_w8,
-        _linear_shape,
-    ),
-    (f"decode_w4({_WEIGHT}, int columns) -> Tensor", _decode_w4, _decode_shape),
-)
-_FRAGMENT = torch.library.Library("minifloat", "FRAGMENT")  # type: ignore[no-untyped-call]
-for _schema, _run, _shape in _OPS:
-    _name = _schema.partition("(")[0]
-    _FRAGMENT.define(_schema)  # type: ignore[no-untyped-call]
-    _FRAGMENT.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
-    _FRAGMENT.impl(_name, _shape, "Meta")  # type: ignore[no-untyped-call]
+@cache
+def _function(name: str) -> Callable[..., int]:
+    function: Callable[..., int] = getattr(library(), name)
+    return function

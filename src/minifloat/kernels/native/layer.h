@@ -1,0 +1,95 @@
+/* What a kernel gets to see of a layer, and the order in which weights and activations meet.
+
+   Compiled without -march: each function names its instruction set, and the choice is made at run time.
+
+   Codes are read by the dword: P columns of a row, 8 at 4 bits and 4 at 8 bits. An engine multiplies
+   units of 4 bytes: four 8-bit integers, two bf16 or one fp32, so a dword expands to U units. Unit i
+   of dword j holds the columns P j + i + c U: those that one shift and one table look-up give at once.
+   Activations are laid out in the same units, so nothing is shuffled in an inner loop. */
+
+#ifndef MINIFLOAT_LAYER_H
+#define MINIFLOAT_LAYER_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MINIFLOAT_X86
+#include <immintrin.h>
+#define TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define TARGET_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#define TARGET_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#endif
+
+enum level { PLAIN, AVX2, AVX512, VNNI, BF16 };       /* each includes those before */
+enum kind { NONE = -1, FLOAT32, FLOAT16, BFLOAT16, CODED }; /* how numbers are stored */
+enum input { AS_IT_COMES, INTEGERS, FLOATS };         /* the grid of the activations */
+
+/* A layer's formats, fixed for all calls; `native/layer.py` fills it. */
+typedef struct {
+    int32_t bits;                    /* of a weight's code, 4 or 8 */
+    int32_t scale_kind;              /* of the stored scales */
+    int32_t outer_kind;              /* of the scales' own scale, or NONE */
+    int32_t outer_by_row;            /* one a row of tiles; else one for all */
+    int64_t tile_rows, tile_columns; /* that share a scale; -1 the whole axis */
+    const float *values;             /* of all codes */
+    const float *scale_values;       /* of all codes of a coded scale */
+    const uint16_t *brains;          /* the values as bf16, or NULL where that is inexact */
+    float unit;                      /* values are unit * (levels - bias), or 0 where no integers */
+    int32_t bias;
+    uint8_t levels[16];              /* of 4-bit codes */
+    int32_t half_shift, half_mask;   /* how an 8-bit code moves to fp16's places; 0: an integer */
+    float half_factor;               /* the power of two that is then missing */
+    int32_t input, input_mantissa;   /* grid of the activations, with M mantissa bits */
+    int32_t input_exponent;          /* of the binade of its subnormals */
+    float input_min, input_max;
+    int64_t input_columns;           /* that share a scale; -1 all */
+} formats;
+
+/* The weight of one call. */
+typedef struct {
+    const formats *how;
+    const uint8_t *codes;
+    const void *scales, *outer;
+    int64_t rows, columns;
+} weights;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static inline float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/* To the nearest bf16, ties to even; NaN stays NaN. */
+static inline uint16_t brain_of(float x) {
+    uint32_t bits = bits_of(x);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 64);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline int64_t row_bytes(const weights *w) { return ceil_div(w->columns * w->how->bits, 8); }
+
+static inline int64_t group_columns(const weights *w) {
+    return w->how->tile_columns == -1 ? w->columns : w->how->tile_columns;
+}
+
+static inline int64_t group_count(const weights *w) {
+    return ceil_div(w->columns, group_columns(w));
+}
+
+/* fp32 scales of all groups of a row, in `scales.c`. */
+void mf_row_scales(const weights *w, int64_t row, float *out);
+
+#endif

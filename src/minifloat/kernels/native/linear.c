@@ -1,0 +1,79 @@
+/* y = x W^T with packed W: which engine multiplies, and how.
+
+   Engines, by what is exact: integers times integers in 8 bits (VNNI) or 16; short floats as bf16 with
+   fp32 sums (every value of 8 bits or less is a bf16; scales come after the sums); fp32 for the rest. An
+   output is summed by one thread in an order that does not depend on their number. */
+
+#include "call.h"
+
+#define FEW 4  /* tokens up to which row by row is faster than panels */
+
+/* 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI, 4 with bf16: the best that runs here, or what is asked. */
+int mf_level(int at_most) {
+#ifdef MINIFLOAT_X86
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("f16c");
+    const int avx512 = avx2 && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const int vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const int best = vnni && __builtin_cpu_supports("avx512bf16") ? BF16
+                     : vnni                                       ? VNNI
+                     : avx512                                     ? AVX512
+                     : avx2                                       ? AVX2
+                                                                  : PLAIN;
+    return best < at_most ? best : at_most;
+#else
+    (void)at_most;
+    return PLAIN;
+#endif
+}
+
+static enum engine engine_of(const call *k, int few) {
+    const formats *how = k->w.how;
+    const int integers = how->input == INTEGERS && how->unit != 0;
+    const int brains = how->brains && (how->input != AS_IT_COMES || k->a.kind == BFLOAT16);
+    if (few && input_groups(&k->a) > 1) return REALS;
+    if (integers && k->level >= VNNI) return BYTES;
+    if (brains && k->level >= BF16) return BRAINS;
+    if (integers && k->level >= AVX2 && !few) return WORDS;
+    return REALS;
+}
+
+static int run(call *k) {
+    const int few = k->a.tokens <= FEW;
+    k->dwords = ceil_div(k->w.columns, 16 * dword_columns(k)) * 16;
+    k->engine = engine_of(k, few);
+    k->units = dword_columns(k) / unit_columns(k->engine);
+    return few ? mf_few(k) : mf_many(k);
+}
+
+/* out [tokens, rows] = x [tokens, columns] W^T + bias in the kind of x. Groups of the weight hold whole
+   dwords of codes, or a whole row. */
+int mf_linear(const formats *how, const void *x, int kind, const float *given, int64_t given_stride,
+              const uint8_t *codes, const void *scales, const void *outer, const float *bias, void *out,
+              int64_t tokens, int64_t rows, int64_t columns, int level, int threads) {
+    call k = {.w = {how, codes, scales, outer, rows, columns},
+              .a = {how, x, kind, given, given_stride, tokens, columns, NULL},
+              .level = level,
+              .threads = threads,
+              .bias = bias,
+              .out = out};
+    return run(&k);
+}
+
+/* out [images, rows, height, width] = the convolution of x, whose channels come last in memory, with
+   W [rows, channels, kernel, kernel]. All activations share the scale `given`, unless a window is a pixel. */
+int mf_conv2d(const formats *how, const void *x, int kind, const float *given, const uint8_t *codes,
+              const void *scales, const void *outer, const float *bias, void *out, int64_t images,
+              int64_t rows, const window *w, int level, int threads) {
+    const int64_t pixels = w->out[0] * w->out[1];
+    const int64_t columns = w->channels * w->kernel[0] * w->kernel[1];
+    call k = {.w = {how, codes, scales, outer, rows, columns},
+              .a = {how, x, kind, given, 0, images * pixels, columns, w},
+              .level = level,
+              .threads = threads,
+              .bias = bias,
+              .out = out,
+              .pixels = pixels};
+    return run(&k);
+}

@@ -1,0 +1,229 @@
+/* Many tokens: a panel of weights is expanded once and multiplied with every tile of tokens. Rows lie in
+   the lanes, so a group's scales are applied to whole registers and no sum is ever folded. */
+
+#include "expand.h"
+#include "panels.h"
+
+/* The unit of columns i, i + U, ... of a dword of codes, by arithmetic and tables in memory. */
+static uint32_t plain_unit(const formats *how, enum engine engine, uint32_t codes, int i) {
+    const uint32_t mask = (1u << how->bits) - 1;
+    const int half = 16 / how->bits; /* U of WORDS */
+    uint32_t code[2] = {codes >> how->bits * i & mask, codes >> how->bits * (i + half) % 32 & mask};
+    if (engine == REALS) return bits_of(how->values[code[0]]);
+    uint32_t unit = 0;
+    for (int c = 0; c < 2; c++) {
+        int level = how->bits == 4 ? how->levels[code[c]] - how->bias : (int8_t)code[c];
+        unit |= ((uint32_t)level & 0xffff) << 16 * c;
+    }
+    return unit;
+}
+
+/* The readable twin of the expanders, and the one of processors without AVX-512. WORDS are pairs of
+   16-bit integers: no bias, and no sum of two products that could overflow. */
+static inline __attribute__((always_inline)) void expand_plain(
+    const formats *how, const uint8_t *codes, int64_t stride, int64_t left, int64_t rows,
+    int64_t dwords, uint32_t *panel, enum engine engine) {
+    const int units = 32 / how->bits / unit_columns(engine);
+    memset(panel, 0, (size_t)(dwords * units * PANEL) * sizeof(uint32_t));
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t d = 0; d < least(dwords, ceil_div(left, 4)); d++) {
+            uint32_t dword = 0;
+            memcpy(&dword, codes + row * stride + 4 * d, (size_t)least(4, left - 4 * d));
+            for (int i = 0; i < units; i++)
+                panel[(d * units + i) * PANEL + row] = plain_unit(how, engine, dword, i);
+        }
+}
+
+static void expand_reals(const formats *how, const uint8_t *codes, int64_t stride, int64_t left,
+                         int64_t rows, int64_t dwords, uint32_t *panel) {
+    expand_plain(how, codes, stride, left, rows, dwords, panel, REALS);
+}
+
+/* The readable twin of the tiles, in vectors of whatever the processor has; `tokens` is a constant. */
+typedef float lanes __attribute__((vector_size(32)));
+
+static inline __attribute__((always_inline)) void tile_reals_of(const tile_problem *p,
+                                                                const int tokens) {
+    for (int q = 0; q < PANEL; q += 16) {
+        lanes s[TOKENS][2] = {0}, w[2];
+        for (int64_t u = 0; u < p->units; u++) {
+            memcpy(w, p->panel + u * PANEL + q, sizeof w);
+            for (int n = 0; n < tokens; n++) {
+                const float x = float_of(p->x[u * TOKENS + n]);
+                s[n][0] += w[0] * x;
+                s[n][1] += w[1] * x;
+            }
+        }
+        for (int n = 0; n < tokens; n++)
+            for (int r = 0; r < 16; r++)
+                p->c[n * PANEL + q + r] += s[n][r / 8][r % 8] * p->scales[q + r];
+    }
+}
+
+static inline __attribute__((always_inline)) void tile_reals(const tile_problem *p, int tokens) {
+    switch (tokens) {
+    case TOKENS: tile_reals_of(p, TOKENS); break;
+    default: tile_reals_of(p, tokens);
+    }
+}
+
+static void tile_reals_plain(const tile_problem *p, int tokens) { tile_reals(p, tokens); }
+
+#ifdef MINIFLOAT_X86
+/* Sixteen rows of sixteen dwords to sixteen dwords of sixteen rows. */
+static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512i r[16]) {
+    __m512i a[16], b[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
+            b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
+        }
+    UNROLL for (int i = 0; i < 16; i += 8)
+        UNROLL for (int j = 0; j < 4; j++) {
+            a[i + j] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0x88);
+            a[i + j + 4] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0xdd);
+        }
+    UNROLL for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
+        r[j + 8] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
+    }
+}
+
+#define PANELS(KIND, NAME, BITS, U, TARGET)                                                       \
+    static TARGET void expand_##NAME##_##BITS(const formats *how, const uint8_t *codes,           \
+                                              int64_t stride, int64_t left, int64_t rows,         \
+                                              int64_t dwords, uint32_t *panel) {                  \
+        const tables t = tables_of(how, KIND, BITS);                                               \
+        for (int64_t row = 0; row < rows; row += 16)                                              \
+            for (int64_t d = 0; d < dwords; d += 16) {                                            \
+                const __mmask64 mask = bytes_left(left - 4 * d);                                  \
+                __m512i r[16];                                                                    \
+                UNROLL for (int i = 0; i < 16; i++)                                               \
+                    r[i] = _mm512_maskz_loadu_epi8(                                               \
+                        mask, codes + least(row + i, rows - 1) * stride + 4 * d);                 \
+                transpose(r);                                                                     \
+                UNROLL for (int j = 0; j < 16; j++)                                               \
+                    UNROLL for (int i = 0; i < U; i++)                                            \
+                        _mm512_storeu_si512(panel + ((d + j) * U + i) * PANEL + row,              \
+                                            NAME##_##BITS(r[j], i, &t));                          \
+            }                                                                                     \
+    }
+
+PANELS(REALS, reals, 4, 8, TARGET_AVX512)
+PANELS(REALS, reals, 8, 4, TARGET_AVX512)
+PANELS(BYTES, bytes, 4, 2, TARGET_VNNI)
+PANELS(BYTES, bytes, 8, 1, TARGET_VNNI)
+PANELS(BRAINS, brains, 4, 4, TARGET_BF16)
+PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
+
+#define TILE(KIND, T, TARGET)                                                                     \
+    static TARGET void tile_##KIND##_##T(const tile_problem *p) {                                 \
+        const uint32_t *panel = p->panel, *x = p->x;                                              \
+        __m512i s[T][4];                                                                          \
+        UNROLL for (int n = 0; n < T; n++)                                                               \
+            UNROLL for (int q = 0; q < 4; q++)                                                           \
+                s[n][q] = KIND == BYTES ? _mm512_set1_epi32(p->starts[n]) : _mm512_setzero_si512();\
+        for (int64_t u = 0; u < p->units; u++, panel += PANEL, x += TOKENS) {                     \
+            const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512(panel + 16);    \
+            const __m512i w2 = _mm512_loadu_si512(panel + 32);                                    \
+            const __m512i w3 = _mm512_loadu_si512(panel + 48);                                    \
+            UNROLL for (int n = 0; n < T; n++) {                                                         \
+                const __m512i one = _mm512_set1_epi32((int32_t)x[n]);                             \
+                SUM_##KIND(s[n][0], w0, one);                                                     \
+                SUM_##KIND(s[n][1], w1, one);                                                     \
+                SUM_##KIND(s[n][2], w2, one);                                                     \
+                SUM_##KIND(s[n][3], w3, one);                                                     \
+            }                                                                                     \
+        }                                                                                         \
+        UNROLL for (int q = 0; q < 4; q++) {                                                             \
+            const __m512 scales = _mm512_loadu_ps(p->scales + 16 * q);                            \
+            UNROLL for (int n = 0; n < T; n++) {                                                         \
+                float *c = p->c + n * PANEL + 16 * q;                                             \
+                __m512 y = REAL_##KIND(s[n][q]);                                                  \
+                if (p->x_scales) y = _mm512_mul_ps(y, _mm512_set1_ps(p->x_scales[n]));            \
+                _mm512_storeu_ps(c, _mm512_fmadd_ps(y, scales, _mm512_loadu_ps(c)));              \
+            }                                                                                     \
+        }                                                                                         \
+    }
+
+#define TILES(KIND, TARGET)                                                                       \
+    TILE(KIND, 1, TARGET)                                                                         \
+    TILE(KIND, 2, TARGET)                                                                         \
+    TILE(KIND, 3, TARGET)                                                                         \
+    TILE(KIND, 4, TARGET)                                                                         \
+    TILE(KIND, 5, TARGET)                                                                         \
+    TILE(KIND, 6, TARGET)                                                                         \
+    static TARGET void tile_##KIND(const tile_problem *p, int tokens) {                           \
+        switch (tokens) {                                                                         \
+        case 1: tile_##KIND##_1(p); break;                                                        \
+        case 2: tile_##KIND##_2(p); break;                                                        \
+        case 3: tile_##KIND##_3(p); break;                                                        \
+        case 4: tile_##KIND##_4(p); break;                                                        \
+        case 5: tile_##KIND##_5(p); break;                                                        \
+        default: tile_##KIND##_6(p);                                                              \
+        }                                                                                         \
+    }
+
+TILES(REALS, TARGET_AVX512)
+TILES(BYTES, TARGET_VNNI)
+TILES(BRAINS, TARGET_BF16)
+
+static TARGET_AVX2 void tile_reals_avx2(const tile_problem *p, int tokens) { tile_reals(p, tokens); }
+
+static void expand_words(const formats *how, const uint8_t *codes, int64_t stride, int64_t left,
+                         int64_t rows, int64_t dwords, uint32_t *panel) {
+    expand_plain(how, codes, stride, left, rows, dwords, panel, WORDS);
+}
+
+static inline __attribute__((always_inline)) TARGET_AVX2 void tile_words_of(const tile_problem *p,
+                                                                            int q, const int tokens) {
+    __m256i s[TOKENS][2];
+    for (int n = 0; n < tokens; n++) s[n][0] = s[n][1] = _mm256_setzero_si256();
+    for (int64_t u = 0; u < p->units; u++) {
+        const __m256i *panel = (const __m256i *)(p->panel + u * PANEL + 16 * q);
+        const __m256i w0 = _mm256_loadu_si256(panel), w1 = _mm256_loadu_si256(panel + 1);
+        for (int n = 0; n < tokens; n++) {
+            const __m256i one = _mm256_set1_epi32((int32_t)p->x[u * TOKENS + n]);
+            s[n][0] = _mm256_add_epi32(s[n][0], _mm256_madd_epi16(w0, one));
+            s[n][1] = _mm256_add_epi32(s[n][1], _mm256_madd_epi16(w1, one));
+        }
+    }
+    for (int n = 0; n < tokens; n++)
+        for (int half = 0; half < 2; half++) {
+            float *c = p->c + n * PANEL + 16 * q + 8 * half;
+            const __m256 scales = _mm256_loadu_ps(p->scales + 16 * q + 8 * half);
+            __m256 y = _mm256_cvtepi32_ps(s[n][half]);
+            if (p->x_scales) y = _mm256_mul_ps(y, _mm256_set1_ps(p->x_scales[n]));
+            _mm256_storeu_ps(c, _mm256_fmadd_ps(y, scales, _mm256_loadu_ps(c)));
+        }
+}
+
+static TARGET_AVX2 void tile_words(const tile_problem *p, int tokens) {
+    for (int q = 0; q < PANEL / 16; q++) {
+        if (tokens == TOKENS)
+            tile_words_of(p, q, TOKENS);
+        else
+            tile_words_of(p, q, tokens);
+    }
+}
+#endif
+
+panel_kernel mf_panel_kernel(enum engine engine, int bits, int level) {
+    panel_kernel found = {expand_reals, tile_reals_plain};
+#ifdef MINIFLOAT_X86
+    if (level >= AVX2) found.multiply = tile_reals_avx2;
+    if (engine == WORDS) found = (panel_kernel){expand_words, tile_words};
+    if (level >= AVX512 && engine == REALS)
+        found = (panel_kernel){bits == 4 ? expand_reals_4 : expand_reals_8, tile_REALS};
+    if (engine == BYTES)
+        found = (panel_kernel){bits == 4 ? expand_bytes_4 : expand_bytes_8, tile_BYTES};
+    if (engine == BRAINS)
+        found = (panel_kernel){bits == 4 ? expand_brains_4 : expand_brains_8, tile_BRAINS};
+#endif
+    (void)engine, (void)bits, (void)level;
+    return found;
+}

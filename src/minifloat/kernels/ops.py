@@ -1,0 +1,120 @@
+"""The library's products as ops of torch, with shapes of their own for compilers and meta tensors.
+
+An op is a layer's whole product, its input's grid included. The spec travels as JSON, so that a graph
+says in words what it computes, and nothing of it is traced.
+"""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from minifloat.kernels import native
+from minifloat.kernels.native.layer import Formats
+from minifloat.qtensor import fake_quantize, scale_of
+from minifloat.scales import Scale
+from minifloat.spec import LayerSpec
+
+_WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? bias"
+_INPUT = "Tensor? input_scale, Tensor? input_zero, str spec"
+# The dtypes that the library reads and writes.
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    outer: Tensor | None,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    input_zero: Tensor | None,
+    spec: str,
+) -> Tensor:
+    """x [..., in] times codes [out, packed]: [..., out], in the dtype of x."""
+    layer, formats = _read(spec)
+    given = None
+    if layer.input is not None and not formats.scales_input:
+        static = None if input_scale is None else Scale(input_scale, None, input_zero)
+        x, given = _prepared(x, layer, formats, static)
+    wide = x if x.dtype in _DTYPES else x.float()
+    y = native.linear(formats, wide, given, codes, scale, outer, _wide(bias))
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _linear_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+def _conv2d(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    outer: Tensor | None,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    input_zero: Tensor | None,
+    spec: str,
+    geometry: list[int],
+) -> Tensor:
+    """x [images, in, height, width] convolved with codes [out, packed], in the dtype of x."""
+    layer, formats = _read(spec)
+    static = None if input_scale is None else Scale(input_scale, None, input_zero)
+    given = None
+    if layer.input is not None and layer.input.tile == (-1, -1):  # the axes' order is all the same
+        x, given = _prepared(x, layer, formats, static)
+    elif layer.input is not None:
+        x = fake_quantize(x.movedim(1, -1), layer.input, static).movedim(-1, 1)
+        formats = _weight_only(spec)
+    wide = x if x.dtype in _DTYPES else x.float()
+    y = native.conv2d(formats, wide, given, codes, scale, outer, _wide(bias), geometry)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _conv2d_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
+    geometry: list[int] = rest[-1]  # type: ignore[assignment]
+    size = native.result_size(x.shape[2:], geometry)
+    return x.new_empty((x.shape[0], codes.shape[0], *size))
+
+
+@cache
+def _weight_only(spec: str) -> Formats:
+    """For activations that are on their grid already."""
+    return Formats(replace(_read(spec)[0], input=None))
+
+
+@cache
+def _read(spec: str) -> tuple[LayerSpec, Formats]:
+    layer = LayerSpec.from_json(json.loads(spec))
+    return layer, Formats(layer)
+
+
+def _prepared(
+    x: Tensor, layer: LayerSpec, formats: Formats, static: Scale | None
+) -> tuple[Tensor, Tensor | None]:
+    """Activations and their scales, for grids that the library rounds to; else those on their grid."""
+    spec = layer.input
+    assert spec is not None
+    if not formats.rounds_input:
+        return fake_quantize(x, spec, static), None
+    scale = static or scale_of(x.reshape(-1, x.shape[-1]).float(), spec)
+    return x, scale.values(spec).contiguous()
+
+
+def _wide(bias: Tensor | None) -> Tensor | None:
+    return bias if bias is None or bias.dtype == torch.float32 else bias.float()
+
+
+_LIBRARY = torch.library.Library("minifloat", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("linear", _linear_shape, "Meta")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"conv2d(Tensor x, {_WEIGHT}, {_INPUT}, int[] geometry) -> Tensor"
+)
+_LIBRARY.impl("conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("conv2d", _conv2d_shape, "Meta")  # type: ignore[no-untyped-call]
+linear = torch.ops.minifloat.linear.default
+conv2d = torch.ops.minifloat.conv2d.default
