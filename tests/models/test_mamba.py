@@ -9,7 +9,7 @@ from torch import nn
 
 import minifloat  # noqa: F401  registers with transformers
 from minifloat.calibrate.stats import quantizable
-from minifloat.calibrate.walk import first_tensor, walk
+from minifloat.calibrate.walk import tensors, walk
 from minifloat.export.native import save
 from minifloat.layers import QLinear
 from minifloat.method import quantize
@@ -56,13 +56,13 @@ def test_blocks_in_turn_are_the_model(family: str) -> None:
     model, adapter = tiny(family), MambaAdapter()
     *_, last = adapter.blocks(model).values()
     expected: list[torch.Tensor] = []
-    handle = last.register_forward_hook(lambda *call: expected.append(first_tensor(call[2])))
+    handle = last.register_forward_hook(lambda *call: expected.append(tensors(call[2])[0]))
     with torch.no_grad():
         for batch in batches():
             adapter.run(model, batch)
     handle.remove()
     for window in walk(model, adapter, batches(), {}, ()):
-        found = [first_tensor(target) for target in window.targets]
+        found = [tensors(target)[0] for target in window.targets]
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minifloat  # noqa: F401  registers with transformers
-from minifloat.calibrate.walk import first_tensor, walk
+from minifloat.calibrate.walk import tensors, walk
 from minifloat.errors import UserError
 from minifloat.export.native import save
 from minifloat.layers import QLinear
@@ -70,13 +70,13 @@ def test_the_walk_computes_what_the_model_does() -> None:
     model, adapter, inputs = tiny("Qwen2VL"), VLMAdapter(), batches("Qwen2VL")
     *_, last = adapter.blocks(model).values()
     expected: list[torch.Tensor] = []
-    handle = last.register_forward_hook(lambda *call: expected.append(first_tensor(call[2])))
+    handle = last.register_forward_hook(lambda *call: expected.append(tensors(call[2])[0]))
     with torch.no_grad():
         for one in inputs:
             adapter.run(model, one)
     handle.remove()
     for window in walk(model, adapter, inputs, {}, ()):
-        found = [first_tensor(target) for target in window.targets]
+        found = [tensors(target)[0] for target in window.targets]
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
