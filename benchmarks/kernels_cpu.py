@@ -8,7 +8,7 @@ of the same shape: torch in fp32, bf16 and dynamic INT8 (`quantize_dynamic`), an
 installed. Calls are interleaved, each after one that does not count, and each one's best is taken. With
 one thread it is the thread's own CPU time, which other work on the machine disturbs least; with more,
 the wall clock. Weights rotate among copies that together exceed the last-level cache, as the layers of a
-model do. The second table is what a call costs beside the product: a layer so small that nothing is left.
+model do. The second table is what a call costs beside the product, by a layer of next to nothing.
 """
 
 import argparse
