@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minifloat import formats
+from minifloat.errors import UserError
 from minifloat.kernels import cpu, native, reference
 from minifloat.kernels.native.layer import whole_levels
 from minifloat.kernels.packed import PackedLinear
@@ -169,6 +170,12 @@ def test_quantized_output_and_branch() -> None:
     assert_close(cpu.linear(x, layer), reference.linear(x, layer))
     y = cpu.linear(x, layer._replace(spec=replace(layer.spec, output=FP8_TOKEN)))
     assert y.unique().numel() < y.numel()
+
+
+def test_an_input_of_another_width_is_refused() -> None:
+    x, layer = problem(LayerSpec(weight=WEIGHTS["mxfp4"]), 2, 64, 8)
+    with pytest.raises(UserError, match="takes 64 features, but its input has 63"):
+        cpu.linear(x[..., :63], layer)
 
 
 def test_gradients_take_the_reference() -> None:

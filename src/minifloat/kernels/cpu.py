@@ -4,9 +4,12 @@ For few tokens, as in generation, time is memory traffic, and packed weights are
 of fp32's. For many, arithmetic rules, and codes are multiplied as integers or bf16 where that is exact.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from minifloat.errors import UserError
 from minifloat.kernels import ops, reference
 from minifloat.kernels.native import layer as formats
 from minifloat.kernels.native import library
@@ -24,6 +27,7 @@ def linear(x: Tensor, layer: PackedLinear) -> Tensor:
     """As `reference.linear`, up to fp32's rounding of sums; gradients and held weights go there."""
     if not _runs(x, layer):
         return reference.linear(x, layer)
+    _check(x.shape[-1], layer.shape[1])
     y: Tensor = ops.linear(x, *layer.operands())
     if layer.low_rank is not None:
         up, down = layer.low_rank
@@ -39,10 +43,17 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tens
     padding = geometry.padding
     assert not isinstance(padding, str)
     sizes = (*geometry.kernel_size, *geometry.stride, *padding, *geometry.dilation)
+    _check(x.shape[1], layer.shape[1] // math.prod(geometry.kernel_size))
     y: Tensor = ops.conv2d(x, *layer.operands(), sizes)
     if layer.spec.output is None:
         return y
     return fake_quantize(y.movedim(1, -1), layer.spec.output).movedim(-1, 1)
+
+
+def _check(given: int, wanted: int) -> None:
+    """The library reads as many codes as there are features."""
+    if given != wanted:
+        raise UserError(f"the layer takes {wanted} features, but its input has {given}")
 
 
 def _runs(x: Tensor, layer: PackedLinear) -> bool:
