@@ -9,10 +9,12 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo import corpora, llama_tiny
+from zoo import corpora, dit_text, llama_tiny, unet_text
 
 RECIPES: dict[str, Callable[[argparse.Namespace], None]] = {
     "llama-tiny": llama_tiny.train,
+    "unet-text": unet_text.train,
+    "dit-text": dit_text.train,
 }
 
 
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="length of the schedule (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in out")
     parser.add_argument("--cache", type=Path, default=corpora.DEFAULT_CACHE, help="corpora folder")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for models of images")
+    parser.add_argument("--text-model", help="folder or GGUF of SmolLM2 (default: from PyPI)")
     options = parser.parse_args(arguments)
     find(options.name)(options)
 
