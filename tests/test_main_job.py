@@ -209,10 +209,11 @@ def test_nan_weights_and_truncated_files_are_named(
     file = broken / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100_000])
     fails(capsys, "broken", *run)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]
+    # The block before the broken one is finished, and stays for --resume.
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.unfinished", "broken"]
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_finished_blocks_alone(tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk: writing the tensors fails in the middle."""
     out = tmp_path / "out"
     code = "import sys; from minifloat import cli; cli.main()"
@@ -226,7 +227,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     assert done.returncode == 2, done.stderr
     assert f"cannot write {out}" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".out.unfinished"]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def _small_files() -> None:

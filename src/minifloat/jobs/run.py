@@ -7,6 +7,7 @@ from typing import Any
 
 from minifloat.calibrate.team import Team
 from minifloat.card import write_card
+from minifloat.errors import UserError
 from minifloat.export.native import whole_or_nothing
 from minifloat.jobs.images import run_images
 from minifloat.jobs.job import Job, Say, Task
@@ -51,9 +52,11 @@ def run(job: Job, progress: Progress | None = None, say: Say = print) -> dict[st
 
 
 def _whole(work: Callable[[Task], dict[str, Any]], task: Task) -> dict[str, Any]:
-    """The report of a task; the blocks of one that has collapsed are of no use any more."""
+    """The report of a task. Of one that fails, finished blocks are kept, unless they are of no use."""
+    folder = unfinished(task.job.out)
     try:
         return work(task)
-    except Collapsed:
-        shutil.rmtree(unfinished(task.job.out), ignore_errors=True)
+    except UserError as error:
+        if isinstance(error, Collapsed) or not any(folder.glob("*.safetensors")):
+            shutil.rmtree(folder, ignore_errors=True)
         raise

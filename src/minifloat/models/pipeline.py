@@ -43,6 +43,7 @@ def open_pipeline(source: str, device: str = "cpu") -> Any:
     except ImportError as error:
         raise UserError("pipelines need diffusers; pip install 'minifloat[diffusion]'") from error
     folder = Path(source).expanduser()
+    diffusers.utils.logging.disable_progress_bar()
     try:
         empty = _empty_components(folder / INDEX) if folder.is_dir() else {}
         opener: Any = diffusers.DiffusionPipeline
