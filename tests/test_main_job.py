@@ -15,28 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minifloat import cli
 from minifloat.calibrate.shelf import Shelf
 from minifloat.errors import UserError
 from minifloat.layers import QLinear, weights_held
 from minifloat.method import quantize
 from minifloat.methods import build
 from minifloat.qtensor import fake_quantize
+from tests.command_line import minifloat
 
 MODEL = Path(__file__).parents[1] / "zoo" / "llama-tiny"
 QUICK = ("--samples", "4", "--length", "128", "--evaluate", "1024")
-
-
-def minifloat(*arguments: object) -> int:
-    """Run the command line in this process; the exit code."""
-    old, sys.argv = sys.argv, ["minifloat", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`verify` says which rule fires, and `--deep` finds every way of writing a layer wrongly."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minifloat import cli, formats
+from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.native import configuration
 from minifloat.export.native_folder import open_native
@@ -27,6 +26,7 @@ from minifloat.spec import (
     LayerSpec,
     QuantSpec,
 )
+from tests.command_line import minifloat
 from tests.export.cases import BY_CONTRACT, CASES, UINT8_INPUT
 from tests.export.conftest import Build, config_of
 
@@ -229,17 +229,6 @@ def test_readers_by_name() -> None:
         parse_reader("vlm")
     with pytest.raises(UserError, match="NAME==VERSION"):
         parse_reader("vllm==new")
-
-
-def minifloat(*arguments: object) -> int:
-    old, sys.argv = sys.argv, ["minifloat", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def test_the_commands(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

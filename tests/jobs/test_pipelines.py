@@ -2,7 +2,6 @@
 these tests are about the way of the data, quality is judged on trained models elsewhere."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,14 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 
-from minifloat import cli
 from minifloat.evaluate.images import collapsed, compare_images, psnr, ssim
 from minifloat.layers import weights_held
 from minifloat.models.pipeline import open_pipeline, sample
 from minifloat.models.prompts import Prompts, read_prompts
+from tests.command_line import minifloat
 
 UP, DOWN = ("CrossAttnUpBlock2D", "UpBlock2D"), ("DownBlock2D", "CrossAttnDownBlock2D")
 QUICK = ("--samples", "2", "--steps", "2", "--evaluate", "4", "--set", "steps=2")
-
-
-def minifloat(*arguments: object) -> int:
-    """Run the command line in this process; the exit code."""
-    old, sys.argv = sys.argv, ["minifloat", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 def embeddings(path: Path, seed: int, count: int = 20) -> None:
