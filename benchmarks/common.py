@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,17 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(row, flush=True)
+
+
+def pending(
+    rows: Sequence[dict[str, Any]], arms: Sequence[str], seeds: int
+) -> Iterator[tuple[str, int]]:
+    """The runs (arm, seed) that a study lacks, seed by seed."""
+    known = {(row["arm"], row["seed"]) for row in rows}
+    return ((a, s) for s in range(seeds) for a in arms if (a, s) not in known)
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """The mean, with the standard deviation where there are several values."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"

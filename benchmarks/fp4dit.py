@@ -12,7 +12,6 @@ skipped, so that a stopped study goes on. Seeds choose the calibration prompts a
 
 import argparse
 import copy
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import add_row, read_rows
+from benchmarks.common import add_row, mean_and_spread, pending, read_rows
 from minifloat.calibrate.stats import sqnr
 from minifloat.calibrate.trajectories import record
 from minifloat.layers import weights_held
@@ -159,9 +158,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         cells = []
         for key in names:
-            values, digits = [row[key] for row in found], 4 if key == "cosine" else 1
-            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+            digits = 4 if key == "cosine" else 1
+            cells.append(mean_and_spread([row[key] for row in found], digits))
         first = found[0]
         formats = "; ".join(
             ", ".join(f"{name} {count}" for name, count in first[key].items())
@@ -193,11 +191,8 @@ def main() -> None:
         return
     prompts = read_prompts(args.prompts)
     study = Study(open_pipeline(args.pipeline), prompts, args.guidance, args.judged)
-    known = {(row["arm"], row["seed"]) for row in rows}
-    for seed in range(args.seeds):
-        for arm in args.arms:
-            if (arm, seed) not in known:
-                add_row(args.rows, run(study, arm, args, seed))
+    for arm, seed in pending(rows, args.arms, args.seeds):
+        add_row(args.rows, run(study, arm, args, seed))
 
 
 if __name__ == "__main__":

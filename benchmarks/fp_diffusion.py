@@ -11,7 +11,6 @@ Seeds choose the calibration trajectories; the noise that images are judged on i
 
 import argparse
 import copy
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import add_row, read_rows
+from benchmarks.common import add_row, mean_and_spread, pending, read_rows
 from minifloat.calibrate.stats import sqnr
 from minifloat.layers import weights_held
 from minifloat.method import quantize
@@ -103,14 +102,13 @@ def run(
     report = quantize(network, build("fp-diffusion", settings), batches, adapter=walked)
     seconds = time.perf_counter() - started
     done = [row for row in report["ledger"] if row["status"] == "quantized"]
-    zeros = sum(count for row in done for value, count in row["histogram"] if value == 0)
     with weights_held(candidate):
         figures = judge(images(candidate), expected)
     return {
         "arm": arm,
         "seed": seed,
         **figures,
-        "zeros": zeros / sum(row["parameters"] for row in done),
+        "zeros": report["zeros"]["after"],
         "bits": sum(r["parameters"] * r["bits"] for r in done) / sum(r["parameters"] for r in done),
         "seconds": round(seconds, 1),
         "steps": args.steps if "learned" in arm else 0,
@@ -128,11 +126,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         found = [row for row in rows if row["arm"] == arm]
         if not found:
             continue
-        cells = []
-        for key in names:
-            values = [row[key] for row in found]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        cells = [mean_and_spread([row[key] for row in found]) for key in names]
         tail = f"{found[0]['zeros']:.1%} | {found[0]['bits']:.2f} | {found[0]['seconds']:.0f}"
         lines.append(f"| {arm} | {len(found)} | " + " | ".join(cells) + f" | {tail} |")
     return "\n".join(lines)
@@ -154,12 +148,8 @@ def main() -> None:
         return
     model = terrain_weights.load()
     expected = images(model)
-    known = {(row["arm"], row["seed"]) for row in rows}
-    for seed in range(args.seeds):
-        for arm in args.arms:
-            if (arm, seed) in known:
-                continue
-            add_row(args.rows, run(model, expected, arm, args, seed))
+    for arm, seed in pending(rows, args.arms, args.seeds):
+        add_row(args.rows, run(model, expected, arm, args, seed))
 
 
 if __name__ == "__main__":

@@ -19,3 +19,11 @@ class Adapter(Protocol):
     def run(self, model: nn.Module, batch: Any) -> None:
         """Run the model on a batch far enough that every block is called."""
         ...
+
+
+def call(model: nn.Module, batch: Any) -> None:
+    """Run a model on a batch that holds its arguments: a dict by name, or a tuple in order."""
+    if isinstance(batch, dict):
+        model(**batch)
+    else:
+        model(*batch)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from minifloat.errors import UserError
+from minifloat.models.adapter import call
 from minifloat.models.diffusion_seams import diffusion_seams
 from minifloat.models.seam import Seam
 from minifloat.models.split import split_layers
@@ -47,10 +48,7 @@ class DiTAdapter:
         return found
 
     def run(self, model: nn.Module, batch: Any) -> None:
-        if isinstance(batch, dict):
-            model(**batch)
-        else:
-            model(*batch)
+        call(model, batch)
 
     def seams(self, model: nn.Module) -> list[Seam]:
         """Where maps of channels cancel."""

@@ -46,9 +46,8 @@ def gptq(
         block: columns that are corrected one by one; larger spans are corrected by products.
         act_order: quantize columns of large inputs first.
     """
-    return gptq_targets(w, hessian, spec, scale=scale, damp=damp, block=block, act_order=act_order)[
-        0
-    ]
+    q, _ = gptq_targets(w, hessian, spec, scale=scale, damp=damp, block=block, act_order=act_order)
+    return q
 
 
 @torch.no_grad()
