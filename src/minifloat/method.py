@@ -16,7 +16,7 @@ from minifloat.calibrate.stats import quantizable
 from minifloat.calibrate.team import ALONE, Team
 from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
-from minifloat.kernels.table import pick
+from minifloat.kernels.table import pick, why
 from minifloat.layers import QLayer
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
@@ -142,6 +142,7 @@ def _ledger(
             row |= {"bits": _theory_bits(layer), "bytes": stored} | outcome[layer_name]
             device = "cpu" if layer.weight.is_meta else layer.weight.device.type
             row["kernel"] = pick(layer.op, spec, device).name
+            row["kernel_reason"] = why(layer.op, spec, device)
         else:
             module = model.get_submodule(name.rpartition(".")[0])
             row |= {"status": "kept", "reason": why_kept(name, module, layer_name in specs)}

@@ -191,6 +191,7 @@ def _ledger_row(e: dict[str, Any]) -> list[str]:
     parameters, bits, *sqnr = (_number(e.get(k), f) for k, f in forms.items())
     samples = _number(e.get("samples"), ",")
     size, kernel = human_bytes(e.get("bytes")), e.get("kernel") or NONE
+    kernel += f" ({e['kernel_reason']})" if e.get("kernel_reason") else ""
     return [*words, shape, parameters, bits, size, *sqnr, samples, between, kernel]
 
 

@@ -4,16 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from minifloat import formats
 from minifloat.errors import UserError
-from minifloat.kernels import cpu, native, reference
+from minifloat.kernels import fast, native, reference
 from minifloat.kernels.native.layer import whole_levels
-from minifloat.kernels.packed import PackedLinear
 from minifloat.kernels.table import pick
-from minifloat.packing import pack
-from minifloat.qtensor import encode
 from minifloat.scales import Scale
 from minifloat.spec import (
     FP8_BLOCK,
@@ -29,6 +25,7 @@ from minifloat.spec import (
     LayerSpec,
     QuantSpec,
 )
+from tests.kernels.problems import assert_close, problem
 
 INT8_G64 = QuantSpec(formats.INT8, (1, 64), dynamic=True)
 WEIGHTS = {
@@ -90,36 +87,13 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def problem(
-    spec: LayerSpec, tokens: int, columns: int, rows: int, rank: int = 0
-) -> tuple[Tensor, PackedLinear]:
-    generator = torch.Generator().manual_seed(columns)
-    assert spec.weight is not None
-    q = encode(torch.randn(rows, columns, generator=generator), spec.weight)
-    branch = None
-    if rank:
-        branch = (torch.randn(rows, rank).half(), torch.randn(rank, columns).half())
-    bias = torch.randn(rows, generator=generator)
-    codes = pack(q.codes, spec.weight.format.bits)
-    shape = (rows, columns)
-    layer = PackedLinear(codes, q.scale, spec, shape, torch.float32, bias, branch)
-    return torch.randn(1, tokens, columns, generator=generator), layer
-
-
-def assert_close(y: Tensor, expected: Tensor) -> None:
-    assert y.shape == expected.shape
-    assert y.dtype == expected.dtype
-    error = (y.double() - expected.double()).norm() / expected.double().norm()
-    assert float(error) < 2e-6
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_weight_equals_the_reference(isa: str, shape: tuple[int, int, int]) -> None:
     for weight in WEIGHTS.values():
         for given in (None, INT8_TOKEN, FP8_TOKEN):
             x, layer = problem(LayerSpec(weight, given), *shape)
             assert pick("linear", layer.spec, "cpu").name == "cpu", weight
-            assert_close(cpu.linear(x, layer), reference.linear(x, layer))
+            assert_close(fast.linear(x, layer), reference.linear(x, layer))
 
 
 @pytest.mark.parametrize("shape", [(3, 301, 33), (20, 301, 70)], ids=str)
@@ -127,7 +101,7 @@ def test_every_weight_equals_the_reference(isa: str, shape: tuple[int, int, int]
 def test_every_input_equals_the_reference(isa: str, name: str, shape: tuple[int, int, int]) -> None:
     for weight in ("e2m1 g128", "int8 g48", "mxfp8"):
         x, layer = problem(LayerSpec(WEIGHTS[weight], INPUTS[name]), *shape)
-        assert_close(cpu.linear(x, layer), reference.linear(x, layer))
+        assert_close(fast.linear(x, layer), reference.linear(x, layer))
 
 
 @pytest.mark.parametrize("weight", ["e2m1 g128", "e3m0 row", "int4 g32", "e1m2 bf16", "int8 row"])
@@ -139,7 +113,7 @@ def test_integers_are_multiplied_exactly(isa: str, weight: str, tokens: int) -> 
     x, layer = problem(LayerSpec(spec, static), tokens, 333, 21)
     layer = layer._replace(bias=None, input_scale=Scale(torch.full((1, 1), 0.03125)))
     exact = layer.quantized_input(x).double() @ layer.weight().double().T
-    assert torch.equal(cpu.linear(x, layer).double(), exact)
+    assert torch.equal(fast.linear(x, layer).double(), exact)
 
 
 @pytest.mark.parametrize("spec", [None, INT8_TOKEN, FP8_TOKEN], ids=str)
@@ -149,7 +123,7 @@ def test_bf16_goes_in_and_out(isa: str, spec: QuantSpec | None, tokens: int) -> 
     x, layer = problem(LayerSpec(WEIGHTS["e2m1 g128"], spec), tokens, 200, 24)
     short = x.bfloat16()
     expected = reference.linear(short.float(), layer)
-    y = cpu.linear(short, layer)
+    y = fast.linear(short, layer)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-5)
 
@@ -160,28 +134,28 @@ def test_nan_stays_in_its_token(isa: str) -> None:
             x, layer = problem(LayerSpec(WEIGHTS["e2m1 g128"], spec), tokens, 200, 24)
             layer = layer._replace(input_scale=Scale(torch.ones(1, 1)))
             x[0, 1, 7] = torch.nan
-            y = cpu.linear(x, layer)
+            y = fast.linear(x, layer)
             assert bool(y[0, 1].isnan().all())
             assert int(y.isnan().any(-1).sum()) == 1
 
 
 def test_quantized_output_and_branch() -> None:
     x, layer = problem(LayerSpec(WEIGHTS["e2m1 g128"], FP8_TOKEN), 3, 200, 24, rank=4)
-    assert_close(cpu.linear(x, layer), reference.linear(x, layer))
-    y = cpu.linear(x, layer._replace(spec=replace(layer.spec, output=FP8_TOKEN)))
+    assert_close(fast.linear(x, layer), reference.linear(x, layer))
+    y = fast.linear(x, layer._replace(spec=replace(layer.spec, output=FP8_TOKEN)))
     assert y.unique().numel() < y.numel()
 
 
 def test_an_input_of_another_width_is_refused() -> None:
     x, layer = problem(LayerSpec(weight=WEIGHTS["mxfp4"]), 2, 64, 8)
     with pytest.raises(UserError, match="takes 64 features, but its input has 63"):
-        cpu.linear(x[..., :63], layer)
+        fast.linear(x[..., :63], layer)
 
 
 def test_gradients_take_the_reference() -> None:
     x, layer = problem(LayerSpec(weight=WEIGHTS["mxfp4"]), 2, 64, 8)
     x.requires_grad_()
-    cpu.linear(x, layer).sum().backward()
+    fast.linear(x, layer).sum().backward()
     assert x.grad is not None
 
 
@@ -192,7 +166,7 @@ def test_the_number_of_threads_changes_nothing(tokens: int) -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(cpu.linear(x, layer))
+        results.append(fast.linear(x, layer))
     torch.set_num_threads(before)
     assert all(torch.equal(y, results[0]) for y in results)
 

@@ -1,4 +1,4 @@
-"""The library's products as ops of torch, with shapes of their own for compilers and meta tensors.
+"""The products as ops of torch, with shapes of their own for compilers and meta tensors.
 
 An op is a layer's whole product, its input's grid included. The spec travels as JSON, so that a graph
 says in words what it computes, and nothing of it is traced.
@@ -7,6 +7,7 @@ says in words what it computes, and nothing of it is traced.
 import json
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from minifloat.qtensor import fake_quantize, scale_of
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
 
-_WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? bias"
+_WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? zero, Tensor? bias"
 _INPUT = "Tensor? input_scale, Tensor? input_zero, str spec"
 # The dtypes that the library reads and writes.
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -28,6 +29,7 @@ def _linear(
     codes: Tensor,
     scale: Tensor,
     outer: Tensor | None,
+    zero: Tensor | None,
     bias: Tensor | None,
     input_scale: Tensor | None,
     input_zero: Tensor | None,
@@ -48,11 +50,18 @@ def _linear_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
+def _linear_gpu(x: Tensor, *operands: Any) -> Tensor:
+    from minifloat.kernels.gpu.linear import linear  # Triton takes a second, and is not everywhere
+
+    return linear(x, *operands)
+
+
 def _conv2d(
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
     outer: Tensor | None,
+    zero: Tensor | None,
     bias: Tensor | None,
     input_scale: Tensor | None,
     input_zero: Tensor | None,
@@ -110,6 +119,7 @@ def _wide(bias: Tensor | None) -> Tensor | None:
 _LIBRARY = torch.library.Library("minifloat", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("linear", _linear_gpu, "CUDA")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear_shape, "Meta")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     f"conv2d(Tensor x, {_WEIGHT}, {_INPUT}, int[] geometry) -> Tensor"

@@ -44,7 +44,7 @@ class PackedLinear(NamedTuple):
         scale, given = self.scale, self.input_scale
         stored, zero = (None, None) if given is None else (given.stored, given.zero)
         name = self.name or spec_name(self.spec)
-        return self.codes, scale.stored, scale.outer, self.bias, stored, zero, name
+        return self.codes, scale.stored, scale.outer, scale.zero, self.bias, stored, zero, name
 
     def weight(self) -> Tensor:
         """The decoded weight [out, in], without the low-rank branch."""

@@ -13,27 +13,29 @@ from typing import Any
 import torch
 
 from minifloat.errors import UserError, unknown
-from minifloat.kernels import cpu, reference
+from minifloat.kernels import fast, native, reference
+from minifloat.kernels.gpu import recipe as gpu
 from minifloat.spec import LayerSpec
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A row: which op it runs, on which device type ('*' for any), and for which specs."""
+    """A row: which op it runs, on which device type ('*' for any), and why it refuses a spec, if so."""
 
     op: str
     name: str
     device: str
-    accepts: Callable[[LayerSpec], bool]
+    refuses: Callable[[LayerSpec], str]
     run: Callable[..., Any]
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("linear", "cpu", "cpu", cpu.accepts, cpu.linear),
-    Kernel("linear", "reference", "*", lambda spec: True, reference.linear),
-    Kernel("conv2d", "cpu", "cpu", cpu.accepts, cpu.conv2d),
-    Kernel("conv2d", "reference", "*", lambda spec: True, reference.conv2d),
-    Kernel("any conv2d", "reference", "*", lambda spec: True, reference.conv2d),
+    Kernel("linear", "cpu", "cpu", native.refuses, fast.linear),
+    Kernel("linear", "triton", "cuda", gpu.refuses, fast.linear),
+    Kernel("linear", "reference", "*", lambda spec: "", reference.linear),
+    Kernel("conv2d", "cpu", "cpu", native.refuses, fast.conv2d),
+    Kernel("conv2d", "reference", "*", lambda spec: "", reference.conv2d),
+    Kernel("any conv2d", "reference", "*", lambda spec: "", reference.conv2d),
 )
 
 
@@ -41,6 +43,13 @@ def pick(op: str, spec: LayerSpec, device: str) -> Kernel:
     """The first row that runs this op for this spec on this device."""
     row: int = _pick(op, spec, device)
     return KERNELS[row]
+
+
+def why(op: str, spec: LayerSpec, device: str) -> str:
+    """Which faster rows this layer does without, and why; empty if there are none."""
+    chosen = KERNELS.index(pick(op, spec, device))
+    faster = [row for row in KERNELS[:chosen] if row.op == op and row.device == device]
+    return "; ".join(f"{row.name}: {row.refuses(spec) or 'not chosen'}" for row in faster)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -56,6 +65,6 @@ def _search(op: str, spec: LayerSpec, device: str, forced: str | None) -> int:
         raise unknown("kernel", forced, names)
     rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
     for row in [row for row in rows if row.name == forced] or rows:
-        if row.accepts(spec):
+        if not row.refuses(spec):
             return KERNELS.index(row)
     raise UserError(f"kernel {forced!r} cannot run {op} with weights {spec.weight}")

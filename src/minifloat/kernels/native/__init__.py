@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import unknown
+from minifloat.kernels.native import layer
 from minifloat.kernels.native.layer import Formats
+from minifloat.spec import LayerSpec
 
 LEVELS = ("plain", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
 
@@ -45,6 +47,13 @@ def library() -> ctypes.CDLL | None:
     for name, arguments in _SIGNATURES.items():
         getattr(found, name).argtypes = arguments
     return found
+
+
+def refuses(spec: LayerSpec) -> str:
+    """Why the library does not run such a layer, whatever its activations; empty if it does."""
+    if library() is None:
+        return "minifloat was installed without a C compiler"
+    return "the weight is not quantized" if spec.weight is None else layer.refuses(spec.weight)
 
 
 @cache

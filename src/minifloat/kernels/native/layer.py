@@ -118,19 +118,21 @@ def is_short(fmt: Format) -> bool:
     return torch.equal(values.bfloat16().double().nan_to_num(), values.nan_to_num())
 
 
-def reads(spec: QuantSpec) -> bool:
-    """Whether the library reads such weights: any 4-bit format; INT8 and what fits fp16."""
+def refuses(spec: QuantSpec) -> str:
+    """Why the library does not read such weights; empty for any 4-bit format, INT8, what fits fp16."""
     fmt, outer = spec.format, spec.outer
-    if spec.zero_point or fmt.bits not in (4, 8):
-        return False
-    if outer is not None and (outer.scale_format.name not in _KINDS or outer.tile[1] != -1):
-        return False
-    if outer is not None and outer.tile[0] not in (1, -1):
-        return False
-    # Columns under one scale are whole dwords of codes.
-    whole = spec.tile[1] == -1 or spec.tile[1] % (32 // fmt.bits) == 0
+    if spec.zero_point:
+        return "weights have zero points"
+    if fmt.bits not in (4, 8):
+        return f"codes have {fmt.bits} bits, not 4 or 8"
+    if outer is not None and outer.tile not in ((1, -1), (-1, -1)):
+        return "scales of scales are one a row or one for all"
+    if spec.tile[1] != -1 and spec.tile[1] % (32 // fmt.bits):
+        return "groups begin within four bytes of codes"
     signed = fmt.is_integer and fmt.signed
-    return whole and (fmt.bits == 4 or signed or fmt == E5M2 or fits_half(fmt))
+    if fmt.bits == 8 and not signed and fmt != E5M2 and not fits_half(fmt):
+        return f"{fmt} does not fit fp16"
+    return ""
 
 
 def _rounds(spec: QuantSpec) -> bool:

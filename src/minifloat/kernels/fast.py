@@ -1,7 +1,7 @@
-"""Packed weights on the CPU: codes are decoded in registers and caches (`native/`).
+"""Packed weights as they lie: codes are decoded in registers and caches (`native/`, `gpu/`).
 
 For few tokens, as in generation, time is memory traffic, and packed weights are an eighth or a quarter
-of fp32's. For many, arithmetic rules, and codes are multiplied as integers or bf16 where that is exact.
+of fp32's. For many, arithmetic rules, and codes are multiplied in few bits where that is exact.
 """
 
 import math
@@ -11,16 +11,8 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.kernels import ops, reference
-from minifloat.kernels.native import layer as formats
-from minifloat.kernels.native import library
 from minifloat.kernels.packed import PackedLinear
 from minifloat.qtensor import fake_quantize
-from minifloat.spec import LayerSpec
-
-
-def accepts(spec: LayerSpec) -> bool:
-    """Weights of 4 and 8 bits whose scales cover whole dwords of codes; any activations."""
-    return spec.weight is not None and formats.reads(spec.weight) and library() is not None
 
 
 def linear(x: Tensor, layer: PackedLinear) -> Tensor:
@@ -51,7 +43,7 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tens
 
 
 def _check(given: int, wanted: int) -> None:
-    """The library reads as many codes as there are features."""
+    """Kernels read as many codes as there are features."""
     if given != wanted:
         raise UserError(f"the layer takes {wanted} features, but its input has {given}")
 

@@ -1,0 +1,103 @@
+"""Compiles the GPU kernels for processors that are not there, and prints what came of it as JSON.
+
+    python -m tests.kernels.compile_gpu
+
+A process of its own: in the tests' own process Triton runs as an interpreter.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minifloat import formats
+from minifloat.kernels.gpu import activations, product
+from minifloat.kernels.gpu.recipe import recipe_of
+from minifloat.kernels.gpu.tile import tile_of
+from minifloat.scales import Scale
+from minifloat.spec import FP4_G128, FP8_TOKEN, INT8_TOKEN, MXFP6, LayerSpec, QuantSpec
+from tests.kernels.problems import problem
+
+M2 = QuantSpec(formats.E2M1, (1, 64), QuantSpec(formats.POW4, (1, -1)))
+INT4_ZERO = QuantSpec(formats.UINT4, (1, 128), formats.FP16, zero_point=True)
+# (processor, layer, dtype of the activations, tokens)
+CASES = {
+    "w4a16 one token": (90, LayerSpec(FP4_G128), torch.bfloat16, 1),
+    "w4a16 many tokens": (90, LayerSpec(FP4_G128), torch.bfloat16, 512),
+    "w4a16 zero points": (80, LayerSpec(INT4_ZERO), torch.float16, 64),
+    "w6a16": (80, LayerSpec(MXFP6), torch.bfloat16, 16),
+    "w4a8 integers": (80, LayerSpec(FP4_G128, INT8_TOKEN), torch.bfloat16, 256),
+    "w4a8 m2": (90, LayerSpec(M2, FP8_TOKEN), torch.bfloat16, 256),
+}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+}
+_OPERANDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+def compiled(kernel: Any, arguments: dict[str, Any], processor: int, **options: int) -> Any:
+    """A kernel as it is compiled for a call: as a launch, aligned and divisible where that helps."""
+    names = kernel.arg_names
+    constants = {
+        name: value
+        for name, value in arguments.items()
+        if name.isupper() or value is None or (type(value) is int and value == 1)
+    }
+    signature = {}
+    for name in names:
+        value = arguments[name]
+        kind = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
+        signature[name] = "constexpr" if name in constants else kind
+    whole = [["tt.divisibility", 16]]
+    attributes = {
+        (names.index(name),): whole
+        for name, value in arguments.items()
+        if name not in constants and (isinstance(value, Tensor) or value % 16 == 0)
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", processor, 32)
+    return triton.compile(source, target=target, options=options)
+
+
+def product_for(processor: int, spec: LayerSpec, dtype: torch.dtype, tokens: int) -> Any:
+    recipe = recipe_of(spec, processor >= 89)
+    x, layer = problem(spec, 1, 1024, 128)
+    x = x[0].expand(tokens, 1024).to(_OPERANDS.get(recipe.operand, dtype))
+    x_scale = None if recipe.operand == "float" else torch.ones(tokens)
+    tile = tile_of(recipe, tokens, 4096, 4096, 132)
+    weight: Scale = layer.scale
+    arguments = product.arguments_of(x, x_scale, layer.codes, weight, layer.bias, recipe, tile)
+    arguments["y"] = torch.empty(0, dtype=dtype if tile.split == 1 else torch.float32)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return compiled(product.kernel, arguments, processor, **options)
+
+
+def summary(found: Any) -> dict[str, Any]:
+    ptx = found.asm["ptx"]
+    words = ("wgmma", "mma.sync", "e4m3.e4m3", "e4m3x2", "s8.s8")
+    return {"bytes": len(found.asm["cubin"])} | {word: ptx.count(word) for word in words}
+
+
+def main() -> None:
+    found = {name: summary(product_for(*case)) for name, case in CASES.items()}
+    names = activations.kernel.arg_names
+    values = [torch.empty(0, dtype=torch.bfloat16), None, torch.empty(0, dtype=torch.float8_e4m3fn)]
+    fmt = formats.E4M3
+    more = [torch.empty(0), 4096, 0, fmt.min, fmt.max, fmt.mantissa_bits, fmt.min_exponent, 4096]
+    arguments = dict(zip(names, [*values, *more], strict=True))
+    found["activations"] = summary(compiled(activations.kernel, arguments, 90))
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
