@@ -15,7 +15,14 @@ from minifloat.spec import FP8_CHANNEL, INT8_CHANNEL, INT8_TOKEN, MXFP4, LayerSp
 
 E2M1_ROW = QuantSpec(formats.E2M1)
 TENSOR = QuantSpec(formats.INT8, (-1, -1))
-WEIGHTS = {"e2m1": E2M1_ROW, "mxfp4": MXFP4, "int8": INT8_CHANNEL, "e4m3": FP8_CHANNEL}
+WEIGHTS = {
+    "e2m1": E2M1_ROW,
+    "mxfp4": MXFP4,
+    "int8": INT8_CHANNEL,
+    "e4m3": FP8_CHANNEL,
+    "e3m2": QuantSpec(formats.E3M2, (1, 32)),
+    "uint4 zero": QuantSpec(formats.UINT4, (1, 32), zero_point=True),
+}
 INPUTS = {
     "none": None,
     "int8 static": TENSOR,

@@ -20,6 +20,7 @@ from minifloat.spec import (
     INT8_CHANNEL,
     INT8_TOKEN,
     MXFP4,
+    MXFP6,
     MXFP8,
     NVFP4,
     LayerSpec,
@@ -47,6 +48,13 @@ WEIGHTS = {
     "e5m2": QuantSpec(formats.E5M2, (1, 128)),
     "e3m4": QuantSpec(formats.E3M4, (1, 64)),
     "e2m5": QuantSpec(formats.E2M5, (1, -1)),
+    "mxfp6": MXFP6,
+    "e3m2 row": QuantSpec(formats.E3M2),
+    "e3m2 g12": QuantSpec(formats.E3M2, (1, 12), formats.FP16),
+    "int6 g64": QuantSpec(formats.INT6, (1, 64)),
+    "uint4 zero g32": QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True),
+    "uint4 zero row": QuantSpec(formats.UINT4, zero_point=True),
+    "uint4 zero block": QuantSpec(formats.UINT4, (16, 128), zero_point=True),
 }
 INPUTS = {
     "none": None,
@@ -99,12 +107,14 @@ def test_every_weight_equals_the_reference(isa: str, shape: tuple[int, int, int]
 @pytest.mark.parametrize("shape", [(3, 301, 33), (20, 301, 70)], ids=str)
 @pytest.mark.parametrize("name", INPUTS)
 def test_every_input_equals_the_reference(isa: str, name: str, shape: tuple[int, int, int]) -> None:
-    for weight in ("e2m1 g128", "int8 g48", "mxfp8"):
+    for weight in ("e2m1 g128", "int8 g48", "mxfp8", "mxfp6", "uint4 zero g32"):
         x, layer = problem(LayerSpec(WEIGHTS[weight], INPUTS[name]), *shape)
         assert_close(fast.linear(x, layer), reference.linear(x, layer))
 
 
-@pytest.mark.parametrize("weight", ["e2m1 g128", "e3m0 row", "int4 g32", "e1m2 bf16", "int8 row"])
+@pytest.mark.parametrize(
+    "weight", ["e2m1 g128", "e3m0 row", "int4 g32", "e1m2 bf16", "int8 row", "uint4 zero g32"]
+)
 @pytest.mark.parametrize("tokens", [2, 40])
 def test_integers_are_multiplied_exactly(isa: str, weight: str, tokens: int) -> None:
     """With scales that are powers of two nothing is rounded: the result is the sum of the products."""
@@ -185,9 +195,9 @@ def test_levels_of_a_format_are_its_values() -> None:
     "weight",
     [
         QuantSpec(formats.floating(5, 2, top="finite"), (1, 128)),  # beyond fp16
-        QuantSpec(formats.UINT4, (1, 128), zero_point=True),
+        QuantSpec(formats.UINT8, (1, 128), zero_point=True),
         QuantSpec(formats.E2M1, (1, 20)),  # groups begin within a dword
-        QuantSpec(formats.E2M3, (1, 32)),
+        QuantSpec(formats.INT5, (1, 32)),
     ],
     ids=str,
 )

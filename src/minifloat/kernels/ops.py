@@ -42,7 +42,7 @@ def _linear(
         static = None if input_scale is None else Scale(input_scale, None, input_zero)
         x, given = _prepared(x, layer, formats, static)
     wide = x if x.dtype in _DTYPES else x.float()
-    y = native.linear(formats, wide, given, codes, scale, outer, _wide(bias))
+    y = native.linear(formats, wide, given, codes, scale, outer, zero, _wide(bias))
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
@@ -78,7 +78,7 @@ def _conv2d(
         x = fake_quantize(x.movedim(1, -1), layer.input, static).movedim(-1, 1)
         formats = _weight_only(spec)
     wide = x if x.dtype in _DTYPES else x.float()
-    y = native.conv2d(formats, wide, given, codes, scale, outer, _wide(bias), geometry)
+    y = native.conv2d(formats, wide, given, codes, scale, outer, zero, _wide(bias), geometry)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 

@@ -21,7 +21,7 @@ from minifloat.spec import LayerSpec
 LEVELS = ("plain", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_WEIGHT = [_pointer] * 3
+_WEIGHT = [_pointer] * 4  # codes, scales, outer scales, zero points
 _SIGNATURES = {
     "mf_level": [_int],
     "mf_linear": [_pointer, _pointer, _int, _pointer, _long, *_WEIGHT]
@@ -73,6 +73,7 @@ def linear(
     codes: Tensor,
     scales: Tensor,
     outer: Tensor | None,
+    zeros: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
     """x [..., in] on its grid times packed codes [out, in]: [..., out].
@@ -81,7 +82,7 @@ def linear(
         formats: how to read and round.
         x: fp32 or bf16; the result is of its dtype.
         given: fp32 scales of the activations [tokens or 1, groups], where they are not dynamic.
-        codes, scales, outer: of the weight, as they are stored.
+        codes, scales, outer, zeros: of the weight, as they are stored.
         bias: fp32 [out].
     """
     columns, rows = x.shape[-1], codes.shape[0]
@@ -97,6 +98,7 @@ def linear(
         codes.data_ptr(),
         scales.data_ptr(),
         None if outer is None else outer.data_ptr(),
+        None if zeros is None else zeros.data_ptr(),
         None if bias is None else bias.data_ptr(),
         y.data_ptr(),
         tokens,
@@ -117,13 +119,14 @@ def conv2d(
     codes: Tensor,
     scales: Tensor,
     outer: Tensor | None,
+    zeros: Tensor | None,
     bias: Tensor | None,
     geometry: Sequence[int],
 ) -> Tensor:
     """The same for x [images, in, height, width] and weights [out, in * kernel].
 
     Args:
-        formats, x, codes, scales, outer, bias: as in `linear`.
+        formats, x, codes, scales, outer, zeros, bias: as in `linear`.
         given: one fp32 scale of the activations, or None where a window is a pixel.
         geometry: kernel, stride, padding and dilation, each along the height and the width.
     """
@@ -141,6 +144,7 @@ def conv2d(
         codes.data_ptr(),
         scales.data_ptr(),
         None if outer is None else outer.data_ptr(),
+        None if zeros is None else zeros.data_ptr(),
         None if bias is None else bias.data_ptr(),
         y.data_ptr(),
         images,

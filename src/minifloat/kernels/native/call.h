@@ -31,8 +31,6 @@ typedef struct {
     int64_t pixels;    /* of an image [rows][pixels] of the result, or 0: it is [tokens][rows] */
 } call;
 
-static inline int dword_columns(const call *k) { return 32 / k->w.how->bits; }
-
 static inline void write(const call *k, int64_t at, float y) {
     if (k->a.kind == FLOAT32)
         ((float *)k->out)[at] = y;
@@ -52,6 +50,19 @@ static inline int32_t start_of(const call *k, const float *columns, int64_t coun
     int32_t sum = 0;
     for (int64_t i = 0; i < count; i++) sum += (int32_t)columns[i];
     return -k->w.how->bias * sum;
+}
+
+/* Sums of a token's columns over the groups of the weight, in the units of its product; `row` and `scales`
+   are `mf_prepare`'s. */
+static inline void group_sums(const call *k, const float *row, const float *scales, float *out) {
+    const int64_t group = group_columns(&k->w), input = input_group(&k->a);
+    const int own = k->engine != REALS && input_groups(&k->a) > 1;
+    for (int64_t g = 0; g < group_count(&k->w); g++) {
+        double sum = 0;
+        for (int64_t i = g * group; i < least(g * group + group, k->w.columns); i++)
+            sum += own ? (double)row[i] * scales[i / input] : row[i];
+        out[g] = (float)sum;
+    }
 }
 
 int mf_few(const call *k);

@@ -11,6 +11,7 @@ typedef struct {
     uint32_t *x;            /* [tokens][stride] */
     int32_t *starts;        /* [tokens][dwords] */
     float *x_scales;        /* [tokens][inputs] */
+    float *x_sums;          /* [tokens][groups] for zero points */
     int64_t *bases;         /* [chunks] */
     int32_t *places;        /* [dwords] */
     float *own;             /* [threads][room] */
@@ -19,11 +20,13 @@ typedef struct {
 /* Puts a token on its grid and into units [chunks][U][16]. */
 static void arrange(const plan *p, int64_t token, float *row) {
     const call *k = p->k;
-    const int P = dword_columns(k), U = k->units;
+    const int P = dword_columns(k->w.how), U = k->units;
     uint32_t *x = p->x + token * p->stride, *units = (uint32_t *)row + k->dwords * P;
     mf_prepare(&k->a, token, k->engine, k->dwords, row, units, p->x_scales + token * p->inputs);
     for (int64_t d = 0; d < k->dwords; d++)
         for (int i = 0; i < U; i++) x[(d / 16 * U + i) * 16 + d % 16] = units[d * U + i];
+    if (k->w.zeros)
+        group_sums(k, row, p->x_scales + token * p->inputs, p->x_sums + token * group_count(&k->w));
     if (k->engine == BYTES)
         for (int64_t d = 0; d < k->dwords; d++)
             p->starts[token * k->dwords + d] = start_of(k, row + d * P, P);
@@ -32,7 +35,7 @@ static void arrange(const plan *p, int64_t token, float *row) {
 /* The group of every dword, counted from the first one of its chunk. */
 static void place(const plan *p) {
     const call *k = p->k;
-    const int64_t group = group_columns(&k->w), P = dword_columns(k);
+    const int64_t group = group_columns(&k->w), P = dword_columns(k->w.how);
     for (int64_t d = 0; d < k->dwords; d++) {
         const int64_t first = d / 16 * 16 * P / group;
         p->bases[d / 16] = first;
@@ -43,6 +46,15 @@ static void place(const plan *p) {
 static int64_t place_of(const call *k, int64_t token, int64_t row) {
     if (!k->pixels) return token * k->w.rows + row;
     return (token / k->pixels * k->w.rows + row) * k->pixels + token % k->pixels;
+}
+
+/* What the zero points add to a row's sum for a token. */
+static float share_of_zeros(const plan *p, int64_t row, int64_t token, const float *scales) {
+    const int64_t groups = group_count(&p->k->w);
+    float sum = 0;
+    for (int64_t g = 0; g < groups; g++)
+        sum += mf_zero(&p->k->w, row, g) * scales[g] * p->x_sums[token * groups + g];
+    return sum;
 }
 
 /* Row `row` and the one `apart` rows on, if there is one: far apart, since processors foresee reading
@@ -64,7 +76,9 @@ static void multiply(const plan *p, row_kernel kernel, int64_t row, int64_t apar
                 const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
                 const int64_t at = row + r * apart;
                 const float bias = k->bias ? k->bias[at] : 0;
-                write(k, place_of(k, t + n, at), y[r * SHARED + n] * scale + bias);
+                const float *own = scales + r * (p->room / PAIR);
+                const float zeros = k->w.zeros ? share_of_zeros(p, at, t + n, own) : 0;
+                write(k, place_of(k, t + n, at), (y[r * SHARED + n] - zeros) * scale + bias);
             }
     }
 }
@@ -79,13 +93,14 @@ static void run(const plan *p) {
 }
 
 int mf_few(const call *k) {
-    const int64_t columns = k->dwords * dword_columns(k), groups = group_count(&k->w) + 16;
+    const int64_t columns = k->dwords * dword_columns(k->w.how), groups = group_count(&k->w) + 16;
     plan p = {.k = k, .chunks = k->dwords / 16, .stride = k->dwords * k->units};
     p.inputs = input_groups(&k->a);
     p.room = PAIR * lines(columns > groups ? columns : groups);
     const int64_t x = lines(k->a.tokens * p.stride), starts = lines(k->a.tokens * k->dwords);
     const int64_t places = lines(k->dwords), bases = lines(2 * p.chunks), own = k->threads * p.room;
-    float *memory = room_for(x + starts + places + bases + own + k->a.tokens * p.inputs);
+    const int64_t sums = k->w.zeros ? group_count(&k->w) : 0;
+    float *memory = room_for(x + starts + places + bases + own + k->a.tokens * (p.inputs + sums));
     if (!memory) return NO_MEMORY;
     p.x = (uint32_t *)memory;
     p.starts = (int32_t *)memory + x;
@@ -93,6 +108,7 @@ int mf_few(const call *k) {
     p.bases = (int64_t *)(p.places + places);
     p.own = memory + x + starts + places + bases;
     p.x_scales = p.own + own;
+    p.x_sums = p.x_scales + k->a.tokens * p.inputs;
     run(&p);
     free(memory);
     return DONE;

@@ -5,7 +5,8 @@
    Codes are read by the dword: P columns of a row, 8 at 4 bits and 4 at 8 bits. An engine multiplies
    units of 4 bytes: four 8-bit integers, two bf16 or one fp32, so a dword expands to U units. Unit i
    of dword j holds the columns P j + i + c U: those that one shift and one table look-up give at once.
-   Activations are laid out in the same units, so nothing is shuffled in an inner loop. */
+   Activations are laid out in the same units, so nothing is shuffled in an inner loop. Codes of 6 bits
+   are spread to bytes as they are loaded, four from three bytes, and are codes of 8 bits from there on. */
 
 #ifndef MINIFLOAT_LAYER_H
 #define MINIFLOAT_LAYER_H
@@ -30,7 +31,7 @@ enum input { AS_IT_COMES, INTEGERS, FLOATS };         /* the grid of the activat
 
 /* A layer's formats, fixed for all calls; `native/layer.py` fills it. */
 typedef struct {
-    int32_t bits;                    /* of a weight's code, 4 or 8 */
+    int32_t bits;                    /* of a weight's code: 4, 6 or 8 */
     int32_t scale_kind;              /* of the stored scales */
     int32_t outer_kind;              /* of the scales' own scale, or NONE */
     int32_t outer_by_row;            /* one a row of tiles; else one for all */
@@ -41,6 +42,7 @@ typedef struct {
     float unit;                      /* values are unit * (levels - bias), or 0 where no integers */
     int32_t bias;
     uint8_t levels[16];              /* of 4-bit codes */
+    int32_t middle;                  /* values are codes less this, and so are zero points */
     int32_t half_shift, half_mask;   /* how an 8-bit code moves to fp16's places; 0: an integer */
     float half_factor;               /* the power of two that is then missing */
     int32_t input, input_mantissa;   /* grid of the activations, with M mantissa bits */
@@ -54,6 +56,7 @@ typedef struct {
     const formats *how;
     const uint8_t *codes;
     const void *scales, *outer;
+    const uint8_t *zeros; /* zero points of the tiles, or NULL */
     int64_t rows, columns;
 } weights;
 
@@ -79,6 +82,17 @@ static inline uint16_t brain_of(float x) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* Columns of a dword, and the bytes that they are stored in. */
+static inline int dword_columns(const formats *how) { return how->bits == 4 ? 8 : 4; }
+static inline int dword_bytes(const formats *how) { return how->bits == 6 ? 3 : 4; }
+
+/* The code of a column, `codes` being the first one's byte. */
+static inline int code_of(const uint8_t *codes, int64_t column, int bits) {
+    const int64_t bit = column * bits, byte = bit / 8, shift = bit % 8;
+    const int upper = shift + bits > 8 ? codes[byte + 1] << 8 : 0;
+    return (codes[byte] | upper) >> shift & ((1 << bits) - 1);
+}
+
 static inline int64_t row_bytes(const weights *w) { return ceil_div(w->columns * w->how->bits, 8); }
 
 static inline int64_t group_columns(const weights *w) {
@@ -91,5 +105,8 @@ static inline int64_t group_count(const weights *w) {
 
 /* fp32 scales of all groups of a row, in `scales.c`. */
 void mf_row_scales(const weights *w, int64_t row, float *out);
+
+/* The zero point of a row's group, less the middle. */
+float mf_zero(const weights *w, int64_t row, int64_t group);
 
 #endif

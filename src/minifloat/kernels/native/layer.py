@@ -33,6 +33,7 @@ class _Struct(ctypes.Structure):
         ("unit", _float),
         ("bias", _int),
         ("levels", ctypes.c_uint8 * 16),
+        ("middle", _int),
         ("half_shift", _int),
         ("half_mask", _int),
         ("half_factor", _float),
@@ -71,19 +72,23 @@ class Formats:
         s.scale_kind = _KINDS.get(spec.scale_format.name, _CODED)
         s.outer_kind = _NONE if outer is None else _KINDS[outer.scale_format.name]
         s.outer_by_row = outer is not None and outer.tile[0] == 1
-        s.values = self._table(fmt.values, torch.float32)
+        # Zero points are counted from the middle of the codes, so that no two large sums cancel.
+        s.middle = 1 << fmt.bits - 1 if spec.zero_point else 0
+        values = [value - s.middle for value in fmt.values]
+        s.values = self._table(values, torch.float32)
         if s.scale_kind == _CODED:
             s.scale_values = self._table(spec.scale_format.values, torch.float32)
         if is_short(fmt):
-            s.brains = self._table(fmt.values, torch.bfloat16)
+            s.brains = self._table(values, torch.bfloat16)
         if (found := whole_levels(fmt)) is not None:
             s.unit, s.bias, levels = found
+            s.bias += s.middle
             s.levels[: len(levels)] = levels
-        if not fmt.is_integer and fmt.bits == 8:
+        if not fmt.is_integer and fmt.bits != 4:
             s.half_shift, mask, s.half_factor = half_layout(fmt)
             s.half_mask = mask & ~((1 << s.half_shift) - 1)  # and nothing of the neighbouring code
         else:
-            s.half_factor = 1.0
+            s.half_factor = 0.25 if fmt.bits == 6 else 1.0  # codes are the upper bits of bytes
 
     def _input(self, spec: QuantSpec) -> None:
         s, fmt = self._struct, spec.format
@@ -119,18 +124,18 @@ def is_short(fmt: Format) -> bool:
 
 
 def refuses(spec: QuantSpec) -> str:
-    """Why the library does not read such weights; empty for any 4-bit format, INT8, what fits fp16."""
+    """Why the library does not read such weights; empty for any 4-bit format, and those of 6 and 8
+    bits that are signed integers or fit fp16."""
     fmt, outer = spec.format, spec.outer
-    if spec.zero_point:
-        return "weights have zero points"
-    if fmt.bits not in (4, 8):
-        return f"codes have {fmt.bits} bits, not 4 or 8"
+    if fmt.bits not in (4, 6, 8):
+        return f"codes have {fmt.bits} bits, not 4, 6 or 8"
     if outer is not None and outer.tile not in ((1, -1), (-1, -1)):
         return "scales of scales are one a row or one for all"
-    if spec.tile[1] != -1 and spec.tile[1] % (32 // fmt.bits):
-        return "groups begin within four bytes of codes"
+    together = 8 if fmt.bits == 4 else 4
+    if spec.tile[1] != -1 and spec.tile[1] % together:
+        return f"groups are no multiples of {together} columns"
     signed = fmt.is_integer and fmt.signed
-    if fmt.bits == 8 and not signed and fmt != E5M2 and not fits_half(fmt):
+    if fmt.bits != 4 and not signed and fmt != E5M2 and not fits_half(fmt):
         return f"{fmt} does not fit fp16"
     return ""
 

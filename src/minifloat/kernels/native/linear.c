@@ -41,18 +41,18 @@ static enum engine engine_of(const call *k, int few) {
 
 static int run(call *k) {
     const int few = k->a.tokens <= FEW;
-    k->dwords = ceil_div(k->w.columns, 16 * dword_columns(k)) * 16;
+    k->dwords = ceil_div(k->w.columns, 16 * dword_columns(k->w.how)) * 16;
     k->engine = engine_of(k, few);
-    k->units = dword_columns(k) / unit_columns(k->engine);
+    k->units = dword_columns(k->w.how) / unit_columns(k->engine);
     return few ? mf_few(k) : mf_many(k);
 }
 
 /* out [tokens, rows] = x [tokens, columns] W^T + bias in the kind of x. Groups of the weight hold whole
    dwords of codes, or a whole row. */
 int mf_linear(const formats *how, const void *x, int kind, const float *given, int64_t given_stride,
-              const uint8_t *codes, const void *scales, const void *outer, const float *bias, void *out,
-              int64_t tokens, int64_t rows, int64_t columns, int level, int threads) {
-    call k = {.w = {how, codes, scales, outer, rows, columns},
+              const uint8_t *codes, const void *scales, const void *outer, const uint8_t *zeros,
+              const float *bias, void *out, int64_t tokens, int64_t rows, int64_t columns, int level, int threads) {
+    call k = {.w = {how, codes, scales, outer, zeros, rows, columns},
               .a = {how, x, kind, given, given_stride, tokens, columns, NULL},
               .level = level,
               .threads = threads,
@@ -64,11 +64,11 @@ int mf_linear(const formats *how, const void *x, int kind, const float *given, i
 /* out [images, rows, height, width] = the convolution of x, whose channels come last in memory, with
    W [rows, channels, kernel, kernel]. All activations share the scale `given`, unless a window is a pixel. */
 int mf_conv2d(const formats *how, const void *x, int kind, const float *given, const uint8_t *codes,
-              const void *scales, const void *outer, const float *bias, void *out, int64_t images,
-              int64_t rows, const window *w, int level, int threads) {
+              const void *scales, const void *outer, const uint8_t *zeros, const float *bias, void *out,
+              int64_t images, int64_t rows, const window *w, int level, int threads) {
     const int64_t pixels = w->out[0] * w->out[1];
     const int64_t columns = w->channels * w->kernel[0] * w->kernel[1];
-    call k = {.w = {how, codes, scales, outer, rows, columns},
+    call k = {.w = {how, codes, scales, outer, zeros, rows, columns},
               .a = {how, x, kind, given, 0, images * pixels, columns, w},
               .level = level,
               .threads = threads,

@@ -24,16 +24,17 @@ typedef struct {
     uint32_t *x;      /* [tiles][stride][TOKENS] */
     int32_t *starts;  /* [tiles][segments][TOKENS] */
     float *x_scales;  /* [tiles][inputs][TOKENS] */
+    float *x_sums;    /* [tokens][groups] for zero points */
     int64_t room;     /* numbers of a thread's own memory */
     float *own;       /* [threads][room] */
 } plan;
 
-static int64_t span_units(const call *k) { return SPAN / dword_columns(k) * k->units; }
+static int64_t span_units(const call *k) { return SPAN / dword_columns(k->w.how) * k->units; }
 
 /* Fills the plan's segments, or counts them where it has no room yet. */
 static int64_t cut(const plan *p) {
     const call *k = p->k;
-    const int64_t group = group_columns(&k->w), inputs = input_group(&k->a), P = dword_columns(k);
+    const int64_t group = group_columns(&k->w), inputs = input_group(&k->a), P = dword_columns(k->w.how);
     int64_t count = 0;
     for (int64_t start = 0, end; start < k->w.columns; start = end, count++) {
         end = least(start / SPAN * SPAN + SPAN, k->w.columns);
@@ -49,13 +50,14 @@ static int64_t cut(const plan *p) {
 /* A token of a block on its grid and in its tile; `row` is a thread's own memory. */
 static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     const call *k = p->k;
-    const int64_t tile = token / TOKENS, at = token % TOKENS, P = dword_columns(k);
+    const int64_t tile = token / TOKENS, at = token % TOKENS, P = dword_columns(k->w.how);
     uint32_t *units = (uint32_t *)row + k->dwords * P, *x = p->x + tile * p->stride * TOKENS + at;
     float *scales = row + 2 * k->dwords * P;
     mf_prepare(&k->a, first + token, k->engine, k->dwords, row, units, scales);
     for (int64_t u = 0; u < p->stride; u++) x[u * TOKENS] = units[u];
     for (int64_t g = 0; g < p->inputs; g++)
         p->x_scales[(tile * p->inputs + g) * TOKENS + at] = scales[g];
+    if (k->w.zeros) group_sums(k, row, scales, p->x_sums + token * group_count(&k->w));
     for (int64_t s = 0; k->engine == BYTES && s < p->count; s++) {
         const int64_t begin = p->segments[s].unit / k->units * P, units_in = p->segments[s].units;
         p->starts[(tile * p->count + s) * TOKENS + at] =
@@ -99,6 +101,20 @@ static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales
     for (int64_t r = 0; r < rows; r++) {
         row_scales(p->k, row + r, line);
         for (int64_t g = 0; g < groups; g++) scales[g * PANEL + r] = line[g];
+    }
+}
+
+/* Takes the zero points' share, which every column of a group has alike, from the sums. */
+static void take_zeros(const plan *p, int64_t tokens, int64_t row, int64_t rows, const float *scales,
+                       float *c) {
+    const int64_t groups = group_count(&p->k->w);
+    float zeros[PANEL] = {0};
+    for (int64_t g = 0; g < groups; g++) {
+        for (int64_t r = 0; r < rows; r++)
+            zeros[r] = mf_zero(&p->k->w, row + r, g) * scales[g * PANEL + r];
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t r = 0; r < PANEL; r++)
+                c[t * PANEL + r] -= zeros[r] * p->x_sums[t * groups + g];
     }
 }
 
@@ -165,13 +181,15 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
     panel_scales(p, row, rows, scales, scales + group_count(w) * PANEL);
     memset(c, 0, (size_t)(tokens * PANEL) * sizeof(float));
     for (int64_t span = 0; span * SPAN < w->columns; span++) {
-        const int64_t dword = span * SPAN / dword_columns(p->k);
-        const int64_t dwords = least(SPAN / dword_columns(p->k), p->k->dwords - dword);
-        p->kernel.expand(w->how, w->codes + row * bytes + 4 * dword, bytes, bytes - 4 * dword, rows,
+        const int64_t dword = span * SPAN / dword_columns(p->k->w.how);
+        const int64_t dwords = least(SPAN / dword_columns(p->k->w.how), p->k->dwords - dword);
+        const int64_t size = dword_bytes(w->how), at = size * dword;
+        p->kernel.expand(w->how, w->codes + row * bytes + at, bytes, bytes - at, rows,
                          dwords, expanded);
-        fetch(w, row, rows, 4 * (dword + dwords), 4 * dwords);
+        fetch(w, row, rows, at + size * dwords, size * dwords);
         multiply(p, span, tokens, expanded, scales, c);
     }
+    if (w->zeros) take_zeros(p, tokens, row, rows, scales, c);
     finish(p, first, tokens, row, rows, c);
 }
 
@@ -189,17 +207,19 @@ static void run(const plan *p) {
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
     p.count = cut(&p), p.stride = k->dwords * k->units, p.inputs = input_groups(&k->a);
-    p.room = lines(2 * k->dwords * dword_columns(k) + p.inputs), p.room += lines(own_floats(&p));
+    p.room = lines(2 * k->dwords * dword_columns(k->w.how) + p.inputs), p.room += lines(own_floats(&p));
     const int64_t tokens = ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
     const int64_t own = k->threads * p.room, x = lines(tokens * p.stride);
     p.segments = malloc((size_t)p.count * sizeof(segment));
-    float *memory = room_for(own + x + tokens * (p.count + p.inputs));
+    const int64_t groups = k->w.zeros ? group_count(&k->w) : 0;
+    float *memory = room_for(own + x + tokens * (p.count + p.inputs + groups));
     const int fits = p.segments && memory;
     if (fits) {
         p.own = memory;
         p.x = (uint32_t *)memory + own;
         p.starts = (int32_t *)p.x + x;
         p.x_scales = (float *)p.starts + tokens * p.count;
+        p.x_sums = p.x_scales + tokens * p.inputs;
         cut(&p);
         run(&p);
     }

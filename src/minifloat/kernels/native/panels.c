@@ -6,9 +6,9 @@
 
 /* The unit of columns i, i + U, ... of a dword of codes, by arithmetic and tables in memory. */
 static uint32_t plain_unit(const formats *how, enum engine engine, uint32_t codes, int i) {
-    const uint32_t mask = (1u << how->bits) - 1;
-    const int half = 16 / how->bits; /* U of WORDS */
-    uint32_t code[2] = {codes >> how->bits * i & mask, codes >> how->bits * (i + half) % 32 & mask};
+    const int bits = how->bits == 4 ? 4 : 8, half = 16 / bits; /* U of WORDS */
+    const uint32_t mask = (1u << bits) - 1;
+    uint32_t code[2] = {codes >> bits * i & mask, codes >> bits * (i + half) % 32 & mask};
     if (engine == REALS) return bits_of(how->values[code[0]]);
     uint32_t unit = 0;
     for (int c = 0; c < 2; c++) {
@@ -18,17 +18,26 @@ static uint32_t plain_unit(const formats *how, enum engine engine, uint32_t code
     return unit;
 }
 
+/* Dword d of a row that has `left` bytes; codes of 6 bits become bytes. */
+static uint32_t dword_of(const formats *how, const uint8_t *row, int64_t left, int64_t d) {
+    const int size = dword_bytes(how);
+    uint32_t stored = 0;
+    memcpy(&stored, row + size * d, (size_t)least(size, left - size * d));
+    if (how->bits != 6) return stored;
+    return (stored & 0x3f) | (stored << 2 & 0x3f00) | (stored << 4 & 0x3f0000) |
+           (stored << 6 & 0x3f000000);
+}
+
 /* The readable twin of the expanders, and the one of processors without AVX-512. WORDS are pairs of
    16-bit integers: no bias, and no sum of two products that could overflow. */
 static inline __attribute__((always_inline)) void expand_plain(
     const formats *how, const uint8_t *codes, int64_t stride, int64_t left, int64_t rows,
     int64_t dwords, uint32_t *panel, enum engine engine) {
-    const int units = 32 / how->bits / unit_columns(engine);
+    const int columns = dword_columns(how), units = columns / unit_columns(engine);
     memset(panel, 0, (size_t)(dwords * units * PANEL) * sizeof(uint32_t));
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t d = 0; d < least(dwords, ceil_div(left, 4)); d++) {
-            uint32_t dword = 0;
-            memcpy(&dword, codes + row * stride + 4 * d, (size_t)least(4, left - 4 * d));
+        for (int64_t d = 0; d < least(dwords, ceil_div(left, dword_bytes(how))); d++) {
+            const uint32_t dword = dword_of(how, codes + row * stride, left, d);
             for (int i = 0; i < units; i++)
                 panel[(d * units + i) * PANEL + row] = plain_unit(how, engine, dword, i);
         }
@@ -100,11 +109,11 @@ static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512
         const tables t = tables_of(how, KIND, BITS);                                               \
         for (int64_t row = 0; row < rows; row += 16)                                              \
             for (int64_t d = 0; d < dwords; d += 16) {                                            \
-                const __mmask64 mask = bytes_left(left - 4 * d);                                  \
+                const int64_t at = d * (BITS == 6 ? 3 : 4);                                       \
                 __m512i r[16];                                                                    \
                 UNROLL for (int i = 0; i < 16; i++)                                               \
-                    r[i] = _mm512_maskz_loadu_epi8(                                               \
-                        mask, codes + least(row + i, rows - 1) * stride + 4 * d);                 \
+                    r[i] = load_codes(codes + least(row + i, rows - 1) * stride + at, left - at,  \
+                                      BITS);                                                      \
                 transpose(r);                                                                     \
                 UNROLL for (int j = 0; j < 16; j++)                                               \
                     UNROLL for (int i = 0; i < U; i++)                                            \
@@ -114,10 +123,12 @@ static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512
     }
 
 PANELS(REALS, reals, 4, 8, TARGET_AVX512)
+PANELS(REALS, reals, 6, 4, TARGET_AVX512)
 PANELS(REALS, reals, 8, 4, TARGET_AVX512)
 PANELS(BYTES, bytes, 4, 2, TARGET_VNNI)
 PANELS(BYTES, bytes, 8, 1, TARGET_VNNI)
 PANELS(BRAINS, brains, 4, 4, TARGET_BF16)
+PANELS(BRAINS, brains, 6, 2, TARGET_BF16)
 PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
 
 #define TILE(KIND, T, TARGET)                                                                     \
@@ -218,11 +229,13 @@ panel_kernel mf_panel_kernel(enum engine engine, int bits, int level) {
     if (level >= AVX2) found.multiply = tile_reals_avx2;
     if (engine == WORDS) found = (panel_kernel){expand_words, tile_words};
     if (level >= AVX512 && engine == REALS)
-        found = (panel_kernel){bits == 4 ? expand_reals_4 : expand_reals_8, tile_REALS};
+        found = (panel_kernel){
+            bits == 4 ? expand_reals_4 : bits == 6 ? expand_reals_6 : expand_reals_8, tile_REALS};
     if (engine == BYTES)
         found = (panel_kernel){bits == 4 ? expand_bytes_4 : expand_bytes_8, tile_BYTES};
     if (engine == BRAINS)
-        found = (panel_kernel){bits == 4 ? expand_brains_4 : expand_brains_8, tile_BRAINS};
+        found = (panel_kernel){
+            bits == 4 ? expand_brains_4 : bits == 6 ? expand_brains_6 : expand_brains_8, tile_BRAINS};
 #endif
     (void)engine, (void)bits, (void)level;
     return found;

@@ -13,18 +13,17 @@ static row_problem row_of(const row_problem *p, int row) {
 }
 
 static float product_plain(const row_problem *p, const formats *how, int token) {
-    const int units = 32 / how->bits, halves = 8 / how->bits;
+    const int64_t units = dword_columns(how), columns = p->bytes * 8 / how->bits;
+    const uint32_t *x = p->x + token * p->stride;
     float y = 0;
-    for (int64_t c = 0; c < p->chunks; c++)
-        for (int64_t byte = 0; byte < least(CHUNK, p->bytes - c * CHUNK); byte++) {
-            const uint8_t code = p->codes[c * CHUNK + byte];
-            const float scale = p->scales[p->bases[c] + p->places[16 * c + byte / 4]];
-            for (int half = 0; half < halves; half++) {
-                const float value = how->values[how->bits == 8 ? code : code >> 4 * half & 15];
-                const int64_t unit = (c * units + byte % 4 * halves + half) * 16 + byte / 4;
-                y += value * float_of(p->x[token * p->stride + unit]) * scale;
-            }
+    for (int64_t d = 0, k = 0; k < columns; d++) {
+        const int64_t chunk = d / CHUNK;
+        const float scale = p->scales[p->bases[chunk] + p->places[d]];
+        for (int64_t i = 0; i < units && k < columns; i++, k++) {
+            const float value = how->values[code_of(p->codes, k, how->bits)];
+            y += value * float_of(x[(chunk * units + i) * CHUNK + d % CHUNK]) * scale;
         }
+    }
     return y;
 }
 
@@ -50,8 +49,9 @@ static void row_plain(const row_problem *p, const formats *how, int rows, int to
         for (int64_t c = 0; c < p->chunks; c++, x += 16 * U) {                                    \
             const __m512i places = _mm512_loadu_si512(p->places + 16 * c);                        \
             __m512i codes[R], sum[R][T];                                                          \
+            const int64_t at = c * CHUNK * (BITS == 6 ? 3 : 4);                                   \
             UNROLL for (int r = 0; r < R; r++)                                                    \
-                codes[r] = load_codes(p->codes + r * p->apart + c * CHUNK, p->bytes - c * CHUNK); \
+                codes[r] = load_codes(p->codes + r * p->apart + at, p->bytes - at, BITS);         \
             UNROLL for (int n = 0; n < T; n++) {                                                  \
                 sum[0][n] = KIND == BYTES                                                         \
                                 ? _mm512_loadu_si512(p->starts + (n * p->chunks + c) * 16)        \
@@ -97,10 +97,12 @@ static void row_plain(const row_problem *p, const formats *how, int rows, int to
     }
 
 ROWS(REALS, reals, 4, 8, TARGET_AVX512)
+ROWS(REALS, reals, 6, 4, TARGET_AVX512)
 ROWS(REALS, reals, 8, 4, TARGET_AVX512)
 ROWS(BYTES, bytes, 4, 2, TARGET_VNNI)
 ROWS(BYTES, bytes, 8, 1, TARGET_VNNI)
 ROWS(BRAINS, brains, 4, 4, TARGET_BF16)
+ROWS(BRAINS, brains, 6, 2, TARGET_BF16)
 ROWS(BRAINS, brains, 8, 2, TARGET_BF16)
 
 /* Two tables of 8; bit 3 of the code, moved to the sign, chooses between them. */
@@ -114,14 +116,14 @@ static inline TARGET_AVX2 __m256 look_up(__m256i code, __m256 first, __m256 seco
 static inline TARGET_AVX2 void two_units(__m256i codes, int h, const formats *how, __m256 out[2]) {
     const __m128i right = _mm_cvtsi32_si128(24 - how->half_shift);
     __m256i first = _mm256_slli_epi32(codes, 24 - 16 * h), second = _mm256_slli_epi32(codes, 16 - 16 * h);
+    const __m256 factor = _mm256_set1_ps(how->half_factor);
     if (how->half_shift == 0) {
-        out[0] = _mm256_cvtepi32_ps(_mm256_srai_epi32(first, 24));
-        out[1] = _mm256_cvtepi32_ps(_mm256_srai_epi32(second, 24));
+        out[0] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(first, 24)), factor);
+        out[1] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(second, 24)), factor);
         return;
     }
     __m256i halves = _mm256_packs_epi32(_mm256_sra_epi32(first, right), _mm256_sra_epi32(second, right));
     halves = _mm256_and_si256(halves, _mm256_set1_epi16((short)how->half_mask));
-    const __m256 factor = _mm256_set1_ps(how->half_factor);
     __m256 low = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), factor);
     __m256 high = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), factor);
     out[0] = _mm256_permute2f128_ps(low, high, 0x20);
@@ -135,8 +137,22 @@ static inline TARGET_AVX2 float sum_lanes(__m256 x) {
            ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
 }
 
+/* Eight dwords of codes; those of 6 bits as `spread` in expand.h makes them. */
+static inline TARGET_AVX2 __m256i eight_dwords(const uint8_t *at, int bits) {
+    if (bits != 6) return _mm256_loadu_si256((const __m256i *)at);
+    const __m128i triples = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+    const __m128i low = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)at), triples);
+    const __m128i high = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(at + 12)), triples);
+    const __m256i d = _mm256_set_m128i(high, low);
+    const __m256i a = _mm256_and_si256(_mm256_slli_epi32(d, 2), _mm256_set1_epi32(0xfc));
+    const __m256i b = _mm256_and_si256(_mm256_slli_epi32(d, 4), _mm256_set1_epi32(0xfc00));
+    const __m256i c = _mm256_and_si256(_mm256_slli_epi32(d, 6), _mm256_set1_epi32(0xfc0000));
+    const __m256i e = _mm256_and_si256(_mm256_slli_epi32(d, 8), _mm256_set1_epi32((int)0xfc000000));
+    return _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, e));
+}
+
 static inline TARGET_AVX2 void units_avx2(__m256i codes, const formats *how, __m256 out[8]) {
-    if (how->bits == 8) {
+    if (how->bits != 4) {
         two_units(codes, 0, how, out);
         two_units(codes, 1, how, out + 2);
         return;
@@ -147,18 +163,18 @@ static inline TARGET_AVX2 void units_avx2(__m256i codes, const formats *how, __m
 
 /* REALS with 8 dwords at a time. */
 static TARGET_AVX2 void one_avx2(const row_problem *p, const formats *how, int tokens, float *out) {
-    const int units = 32 / how->bits;
+    const int units = dword_columns(how), bytes = CHUNK * dword_bytes(how);
     __m256 total[SHARED];
     for (int n = 0; n < tokens; n++) total[n] = _mm256_setzero_ps();
     for (int64_t c = 0; c < p->chunks; c++) {
-        uint8_t codes[CHUNK] = {0};
-        memcpy(codes, p->codes + c * CHUNK, (size_t)least(CHUNK, p->bytes - c * CHUNK));
+        uint8_t codes[4 * CHUNK + 16] = {0}; /* the last load goes beyond */
+        memcpy(codes, p->codes + c * bytes, (size_t)least(bytes, p->bytes - c * bytes));
         for (int half = 0; half < 2; half++) {
             const int32_t *places = p->places + 16 * c + 8 * half;
             const __m256 scales = _mm256_i32gather_ps(p->scales + p->bases[c],
                                                       _mm256_loadu_si256((const __m256i *)places), 4);
             __m256 w[8];
-            units_avx2(_mm256_loadu_si256((const __m256i *)(codes + 32 * half)), how, w);
+            units_avx2(eight_dwords(codes + bytes / 2 * half, how->bits), how, w);
             for (int n = 0; n < tokens; n++) {
                 const float *x = (const float *)p->x + n * p->stride + c * units * 16 + 8 * half;
                 __m256 sum = _mm256_setzero_ps();
@@ -182,8 +198,8 @@ static void row_avx2(const row_problem *p, const formats *how, int rows, int tok
 row_kernel mf_row_kernel(enum engine engine, int bits, int level) {
 #ifdef MINIFLOAT_X86
     if (engine == BYTES) return bits == 4 ? row_bytes_4 : row_bytes_8;
-    if (engine == BRAINS) return bits == 4 ? row_brains_4 : row_brains_8;
-    if (level >= AVX512) return bits == 4 ? row_reals_4 : row_reals_8;
+    if (engine == BRAINS) return bits == 4 ? row_brains_4 : bits == 6 ? row_brains_6 : row_brains_8;
+    if (level >= AVX512) return bits == 4 ? row_reals_4 : bits == 6 ? row_reals_6 : row_reals_8;
     if (level == AVX2) return row_avx2;
 #endif
     (void)engine, (void)bits, (void)level;

@@ -5,7 +5,7 @@
 
 #include "tokens.h"
 
-#define CHUNK 64 /* bytes of codes: 16 dwords */
+#define CHUNK 16 /* dwords that are read at once */
 #define SHARED 4 /* tokens that share an expanded weight, at most */
 #define PAIR 2   /* rows that share a token's units, at most */
 

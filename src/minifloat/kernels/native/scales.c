@@ -27,12 +27,20 @@ static void to_floats(const void *stored, int64_t at, int64_t count, int kind, c
     }
 }
 
+static int64_t tile_row(const weights *w, int64_t row) {
+    return w->how->tile_rows == -1 ? 0 : row / w->how->tile_rows;
+}
+
 void mf_row_scales(const weights *w, int64_t row, float *out) {
     const formats *how = w->how;
-    const int64_t groups = group_count(w), tile = how->tile_rows == -1 ? 0 : row / how->tile_rows;
+    const int64_t groups = group_count(w), tile = tile_row(w, row);
     to_floats(w->scales, tile * groups, groups, how->scale_kind, how->scale_values, out);
     if (how->outer_kind == NONE) return;
     float outer;
     to_floats(w->outer, how->outer_by_row ? tile : 0, 1, how->outer_kind, NULL, &outer);
     for (int64_t g = 0; g < groups; g++) out[g] *= outer;
+}
+
+float mf_zero(const weights *w, int64_t row, int64_t group) {
+    return (float)(w->zeros[tile_row(w, row) * group_count(w) + group] - w->how->middle);
 }

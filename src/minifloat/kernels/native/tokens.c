@@ -148,10 +148,10 @@ static inline __attribute__((always_inline)) void prepare(const activations *a, 
                                                           enum engine engine, int64_t dwords,
                                                           float *row, uint32_t *units,
                                                           float *scales) {
-    const int64_t columns = dwords * (32 / a->how->bits);
+    const int64_t columns = dwords * dword_columns(a->how);
     quantize(a, token, engine, row, scales);
     memset(row + a->columns, 0, (size_t)(columns - a->columns) * sizeof(float));
-    to_units(row, columns, 32 / a->how->bits / unit_columns(engine), engine, units);
+    to_units(row, columns, dword_columns(a->how) / unit_columns(engine), engine, units);
 }
 
 #ifdef MINIFLOAT_X86
