@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import finish
+from minifloat import formats
 from minifloat.kernels import native, reference
 from minifloat.layers import QLinear
 from minifloat.qtensor import encode
@@ -34,11 +35,13 @@ from minifloat.spec import (
     FP8_TOKEN,
     INT8_CHANNEL,
     INT8_TOKEN,
+    MXFP6,
     LayerSpec,
 )
 
 TOKENS = (1, 4, 16, 64, 256, 1024)
 SHAPES = ["4096x4096", "576x1536"]
+INT4_ZERO = replace(FP4_G128, format=formats.UINT4, zero_point=True)
 OURS = {
     "fp4 x int8": LayerSpec(FP4_G128, INT8_TOKEN),
     "fp4 g32 x int8": LayerSpec(replace(FP4_G128, tile=(1, 32)), INT8_TOKEN),
@@ -46,6 +49,8 @@ OURS = {
     "fp4 x fp32": LayerSpec(FP4_G128),
     "int8 x int8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
     "fp8 x fp8": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+    "fp6 x fp8": LayerSpec(MXFP6, FP8_TOKEN),
+    "int4 zero x int8": LayerSpec(INT4_ZERO, INT8_TOKEN),
 }
 # Bytes of weights to rotate among: more than the last-level cache.
 ROTATE = 96 << 20

@@ -59,7 +59,9 @@ static inline void group_sums(const call *k, const float *row, const float *scal
     const int own = k->engine != REALS && input_groups(&k->a) > 1;
     for (int64_t g = 0; g < group_count(&k->w); g++) {
         double sum = 0;
-        for (int64_t i = g * group; i < least(g * group + group, k->w.columns); i++)
+        const int64_t end = least(g * group + group, k->w.columns);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = g * group; i < end; i++)
             sum += own ? (double)row[i] * scales[i / input] : row[i];
         out[g] = (float)sum;
     }

@@ -48,12 +48,13 @@ static int64_t place_of(const call *k, int64_t token, int64_t row) {
     return (token / k->pixels * k->w.rows + row) * k->pixels + token % k->pixels;
 }
 
-/* What the zero points add to a row's sum for a token. */
-static float share_of_zeros(const plan *p, int64_t row, int64_t token, const float *scales) {
+/* What a row's zero points add to its sum for a token. */
+static float share_of_zeros(const plan *p, int64_t token, const float *zeros) {
     const int64_t groups = group_count(&p->k->w);
+    const float *sums = p->x_sums + token * groups;
     float sum = 0;
-    for (int64_t g = 0; g < groups; g++)
-        sum += mf_zero(&p->k->w, row, g) * scales[g] * p->x_sums[token * groups + g];
+#pragma omp simd reduction(+ : sum)
+    for (int64_t g = 0; g < groups; g++) sum += zeros[g] * sums[g];
     return sum;
 }
 
@@ -63,12 +64,17 @@ static void multiply(const plan *p, row_kernel kernel, int64_t row, int64_t apar
     const call *k = p->k;
     const int rows = row + apart < k->w.rows ? 2 : 1;
     float y[PAIR * SHARED], *scales = p->own + thread_number() * p->room;
-    for (int r = 0; r < rows; r++) row_scales(k, row + r * apart, scales + r * (p->room / PAIR));
+    const int64_t line = p->room / PAIR;
+    for (int r = 0; r < rows; r++) {
+        float *own = scales + r * line;
+        row_scales(k, row + r * apart, own);
+        if (k->w.zeros) mf_row_zeros(&k->w, row + r * apart, own, own + line / 2);
+    }
     for (int64_t t = 0; t < k->a.tokens; t += SHARED) {
         const int32_t *starts = k->engine == BYTES ? p->starts + t * k->dwords : NULL;
         const row_problem problem = {
             k->w.codes + row * row_bytes(&k->w), row_bytes(&k->w), apart * row_bytes(&k->w), scales,
-            p->room / PAIR, p->bases, p->places, p->x + t * p->stride, starts, p->stride, p->chunks};
+            line, p->bases, p->places, p->x + t * p->stride, starts, p->stride, p->chunks};
         const int count = (int)least(SHARED, k->a.tokens - t);
         kernel(&problem, k->w.how, rows, count, y);
         for (int r = 0; r < rows; r++)
@@ -76,9 +82,9 @@ static void multiply(const plan *p, row_kernel kernel, int64_t row, int64_t apar
                 const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
                 const int64_t at = row + r * apart;
                 const float bias = k->bias ? k->bias[at] : 0;
-                const float *own = scales + r * (p->room / PAIR);
-                const float zeros = k->w.zeros ? share_of_zeros(p, at, t + n, own) : 0;
-                write(k, place_of(k, t + n, at), (y[r * SHARED + n] - zeros) * scale + bias);
+                const float *zeros = scales + r * line + line / 2;
+                const float less = k->w.zeros ? share_of_zeros(p, t + n, zeros) : 0;
+                write(k, place_of(k, t + n, at), (y[r * SHARED + n] - less) * scale + bias);
             }
     }
 }
@@ -94,9 +100,10 @@ static void run(const plan *p) {
 
 int mf_few(const call *k) {
     const int64_t columns = k->dwords * dword_columns(k->w.how), groups = group_count(&k->w) + 16;
+    const int64_t line = lines(columns > 2 * groups ? columns : 2 * groups);
     plan p = {.k = k, .chunks = k->dwords / 16, .stride = k->dwords * k->units};
     p.inputs = input_groups(&k->a);
-    p.room = PAIR * lines(columns > groups ? columns : groups);
+    p.room = PAIR * line; /* a token, or two rows' scales and zero points, each in half of a line */
     const int64_t x = lines(k->a.tokens * p.stride), starts = lines(k->a.tokens * k->dwords);
     const int64_t places = lines(k->dwords), bases = lines(2 * p.chunks), own = k->threads * p.room;
     const int64_t sums = k->w.zeros ? group_count(&k->w) : 0;

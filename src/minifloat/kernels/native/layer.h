@@ -106,7 +106,7 @@ static inline int64_t group_count(const weights *w) {
 /* fp32 scales of all groups of a row, in `scales.c`. */
 void mf_row_scales(const weights *w, int64_t row, float *out);
 
-/* The zero point of a row's group, less the middle. */
-float mf_zero(const weights *w, int64_t row, int64_t group);
+/* The zero points of a row's groups, less the middle, times their scales; `out` may be `scales`. */
+void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out);
 
 #endif

@@ -95,27 +95,28 @@ static void multiply(const plan *p, int64_t span, int64_t tokens, const uint32_t
         }
 }
 
-static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales, float *line) {
+/* Scales [groups][PANEL] of a panel, and zero points where there are any. */
+static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales, float *zeros,
+                         float *line) {
     const int64_t groups = group_count(&p->k->w);
     memset(scales, 0, (size_t)(groups * PANEL) * sizeof(float));
+    if (zeros) memset(zeros, 0, (size_t)(groups * PANEL) * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
         row_scales(p->k, row + r, line);
         for (int64_t g = 0; g < groups; g++) scales[g * PANEL + r] = line[g];
+        if (!zeros) continue;
+        mf_row_zeros(&p->k->w, row + r, line, line);
+        for (int64_t g = 0; g < groups; g++) zeros[g * PANEL + r] = line[g];
     }
 }
 
 /* Takes the zero points' share, which every column of a group has alike, from the sums. */
-static void take_zeros(const plan *p, int64_t tokens, int64_t row, int64_t rows, const float *scales,
-                       float *c) {
+static void take_zeros(const plan *p, int64_t tokens, const float *zeros, float *c) {
     const int64_t groups = group_count(&p->k->w);
-    float zeros[PANEL] = {0};
-    for (int64_t g = 0; g < groups; g++) {
-        for (int64_t r = 0; r < rows; r++)
-            zeros[r] = mf_zero(&p->k->w, row + r, g) * scales[g * PANEL + r];
-        for (int64_t t = 0; t < tokens; t++)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t g = 0; g < groups; g++)
             for (int64_t r = 0; r < PANEL; r++)
-                c[t * PANEL + r] -= zeros[r] * p->x_sums[t * groups + g];
-    }
+                c[t * PANEL + r] -= zeros[g * PANEL + r] * p->x_sums[t * groups + g];
 }
 
 /* Outputs that lie together in memory, in its kind. */
@@ -160,9 +161,10 @@ static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, in
     (k->pixels ? finish_pixels : finish_tokens)(p, first, tokens, row, rows, scales, bias, c);
 }
 
-/* Floats of a thread's own memory: sums, a panel, scales and a line of them. */
+/* Floats of a thread's own memory: sums, a panel, scales, a line of them and zero points. */
 static int64_t own_floats(const plan *p) {
-    return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * (PANEL + 1);
+    const int each = p->k->w.zeros ? 2 * PANEL + 1 : PANEL + 1;
+    return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * each;
 }
 
 /* Ask for the codes of the next span: rows are far apart, and no processor guesses the next one. */
@@ -178,7 +180,8 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
     const int64_t rows = least(PANEL, w->rows - row), units = span_units(p->k), bytes = row_bytes(w);
     float *c = own, *scales = own + (BLOCK + units) * PANEL;
     uint32_t *expanded = (uint32_t *)own + BLOCK * PANEL;
-    panel_scales(p, row, rows, scales, scales + group_count(w) * PANEL);
+    float *line = scales + group_count(w) * PANEL, *zeros = w->zeros ? line + group_count(w) : NULL;
+    panel_scales(p, row, rows, scales, zeros, line);
     memset(c, 0, (size_t)(tokens * PANEL) * sizeof(float));
     for (int64_t span = 0; span * SPAN < w->columns; span++) {
         const int64_t dword = span * SPAN / dword_columns(p->k->w.how);
@@ -189,7 +192,7 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
         fetch(w, row, rows, at + size * dwords, size * dwords);
         multiply(p, span, tokens, expanded, scales, c);
     }
-    if (w->zeros) take_zeros(p, tokens, row, rows, scales, c);
+    if (w->zeros) take_zeros(p, tokens, zeros, c);
     finish(p, first, tokens, row, rows, c);
 }
 

@@ -41,6 +41,8 @@ void mf_row_scales(const weights *w, int64_t row, float *out) {
     for (int64_t g = 0; g < groups; g++) out[g] *= outer;
 }
 
-float mf_zero(const weights *w, int64_t row, int64_t group) {
-    return (float)(w->zeros[tile_row(w, row) * group_count(w) + group] - w->how->middle);
+void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out) {
+    const int64_t groups = group_count(w);
+    const uint8_t *zeros = w->zeros + tile_row(w, row) * groups;
+    for (int64_t g = 0; g < groups; g++) out[g] = (float)(zeros[g] - w->how->middle) * scales[g];
 }
