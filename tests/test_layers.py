@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "minifloat"
 LAYERS = (
     ("errors", "autoload", "charts", "memory"),
-    ("formats", "fetch", "shards"),
+    ("formats", "fetch", "shards", "page"),
     ("grids", "demo"),
     ("rounding",),
     ("spec", "tiles"),

@@ -8,14 +8,14 @@ losing hours of quantization to a missing number would be worse than an empty ce
 import base64
 import json
 import math
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from minifloat.charts import STYLE, Series, histogram, plot
+from minifloat.charts import Series, histogram, plot
+from minifloat.page import document, section, table, write
 
 NONE = "—"
 WORST = 8  # layers with a histogram of their own
@@ -25,9 +25,9 @@ def write_report(report: dict[str, Any], folder: Path) -> Path:
     """Write `report.json` and `report.html` into `folder`; the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     data = _clean(report)
-    _write(folder / "report.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write(folder / "report.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     page = folder / "report.html"
-    _write(page, _page(data, _pictures(data.get("pictures") or [], folder)))
+    write(page, _page(data, _pictures(data.get("pictures") or [], folder)))
     return page
 
 
@@ -90,16 +90,6 @@ def _clean(value: Any) -> Any:
     return str(value)
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace the file at once: a reader never sees half a report."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)  # os.replace: atomic within a folder
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _number(value: Any, form: str = ".4g") -> str:
     return NONE if value is None else format(value, form)
 
@@ -132,24 +122,6 @@ def _verdict(report: dict[str, Any]) -> str:
             parts.append(f"its images agree with full precision to {new:.1f} dB")
             break
     return "; ".join(parts) + "." if parts else "No size or quality was measured."
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], text: int = 1) -> str:
-    """A table whose first `text` columns are words and the others right-aligned numbers."""
-    side = ["" if i < text else ' class="n"' for i in range(len(head))]
-    top = "".join(f"<th{s}>{escape(h)}</th>" for s, h in zip(side, head, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{s}>{escape(str(c))}</td>" for s, c in zip(side, r, strict=True))
-        + "</tr>"
-        for r in rows
-    )  # fmt: skip
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>" if body else ""
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    """A titled part, or nothing at all for an empty body."""
-    note = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{note}{body}</section>" if body else ""
 
 
 def _json(value: Any) -> str:
@@ -217,42 +189,37 @@ def _page(report: dict[str, Any], pictures: str = "") -> str:
     facts = [(k, report.get(k)) for k in ("model", "method", "paper", "seed", "minifloat")]
     facts += (report.get("settings") or {}).items()
     facts += [(f"{k} version", v) for k, v in (report.get("versions") or {}).items()]
-    settings = _table(["name", "value"], [(k, _json(v)) for k, v in facts if v is not None], 2)
+    settings = table(["name", "value"], [(k, _json(v)) for k, v in facts if v is not None], 2)
     costs = [(k, f"{_number(v, ',.1f')} s") for k, v in (report.get("seconds") or {}).items()]
     if report.get("peak_memory") is not None:
         costs.append(("peak memory", human_bytes(report["peak_memory"])))
     warnings = "".join(f"<li>{escape(str(w))}</li>" for w in report.get("warnings") or [])
-    title = escape(Path(str(report.get("model") or "Quantization report")).name)
+    title = Path(str(report.get("model") or "Quantization report")).name
     method = f"<p class='over'>minifloat · {escape(str(report.get('method') or 'report'))}</p>"
-    scroll = _table(_LEDGER, map(_ledger_row, ledger), 5)
+    scroll = table(_LEDGER, map(_ledger_row, ledger), 5)
     plan = escape(json.dumps(report.get("plan"), indent=1)) if report.get("plan") else ""
     verdict = escape(_verdict(report))
     body = [
-        f"<header>{method}<h1>{title}</h1><p class='verdict'>{verdict}</p></header>",
+        f"<header>{method}<h1>{escape(title)}</h1><p class='verdict'>{verdict}</p></header>",
         f'<section class="warn"><h2>Warnings</h2><ul>{warnings}</ul></section>' if warnings else "",
-        _section("Quality", _table(["metric", "full precision", "quantized", "change"],
+        section("Quality", table(["metric", "full precision", "quantized", "change"],
                                    [r for r in summary_table(report) if r[0] != "size"])),
-        _section("Pictures", pictures, "Full precision, quantized, and four times their difference "
+        section("Pictures", pictures, "Full precision, quantized, and four times their difference "
                  "around grey, from the same noise; PSNR of each."),
-        '<div class="two">', _section("Size", _table(["", "size", "bytes"], sizes)),
-        _section("Cost", _table(["", "value"], costs)), "</div>",
-        _section("Error by layer", f'<div class="wide">{dots}</div>' if dots else "",
+        '<div class="two">', section("Size", table(["", "size", "bytes"], sizes)),
+        section("Cost", table(["", "value"], costs)), "</div>",
+        section("Error by layer", f'<div class="wide">{dots}</div>' if dots else "",
                  "Signal to quantization noise of the weight and the output; higher is better."),
-        _section("Error by block", f'<div class="wide">{line}</div>' if line else "",
+        section("Error by block", f'<div class="wide">{line}</div>' if line else "",
                  "How the error of the hidden states grows through the model."),
-        _section("Memory", f'<div class="wide">{memory}</div>' if memory else "",
+        section("Memory", f'<div class="wide">{memory}</div>' if memory else "",
                  "Of the process after each block; the peak within blocks is under Cost."),
-        _section("Use of the grid", _histograms(ledger),
+        section("Use of the grid", _histograms(ledger),
                  "Share of weights on each code: all layers of a format, then the worst layers."),
-        _section("Settings", settings),
-        _section("Ledger", f'<div class="scroll">{scroll}</div>' if scroll else "",
+        section("Settings", settings),
+        section("Ledger", f'<div class="scroll">{scroll}</div>' if scroll else "",
                  f"Every parameter of the model: {len(layers)} of {len(ledger)} are quantized."),
-        _section("Plan", f"<details><summary>JSON</summary><pre>{plan}</pre></details>"
+        section("Plan", f"<details><summary>JSON</summary><pre>{plan}</pre></details>"
                  if plan else ""),
     ]  # fmt: skip
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} · minifloat</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    return document(title, body)
