@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from benchmarks.common import finish
-from benchmarks.kernels_cpu import Call, best
 from minifloat import formats
 from minifloat.kernels import reference
 from minifloat.layers import QConv2d
 from minifloat.qtensor import encode
 from minifloat.scales import Scale
 from minifloat.spec import INT8_CHANNEL, INT8_TOKEN, LayerSpec, QuantSpec
+from minifloat.timing import Call, best
 
 FP4 = QuantSpec(formats.E2M1)
 INT8, FP8 = QuantSpec(formats.INT8, (-1, -1)), QuantSpec(formats.E4M3, (-1, -1))

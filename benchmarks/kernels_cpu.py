@@ -13,9 +13,6 @@ model do. The second table is what a call costs beside the product, by a layer o
 
 import argparse
 import os
-import time
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +24,6 @@ from torch import Tensor, nn
 from benchmarks.common import finish
 from minifloat import formats
 from minifloat.kernels import native, reference
-from minifloat.layers import QLinear
-from minifloat.qtensor import encode
 from minifloat.spec import (
     FP4_G128,
     FP8_CHANNEL,
@@ -38,6 +33,7 @@ from minifloat.spec import (
     MXFP6,
     LayerSpec,
 )
+from minifloat.timing import Call, best, copies, packed, peers, plain, rotating
 
 TOKENS = (1, 4, 16, 64, 256, 1024)
 SHAPES = ["4096x4096", "576x1536"]
@@ -52,34 +48,6 @@ OURS = {
     "fp6 x fp8": LayerSpec(MXFP6, FP8_TOKEN),
     "int4 zero x int8": LayerSpec(INT4_ZERO, INT8_TOKEN),
 }
-# Bytes of weights to rotate among: more than the last-level cache.
-ROTATE = 96 << 20
-Call = Callable[[Tensor], Tensor]
-
-
-def packed(w: Tensor, spec: LayerSpec) -> QLinear:
-    assert spec.weight is not None
-    return QLinear.pack(encode(w, spec.weight), spec, None, torch.float32)
-
-
-def plain(w: Tensor) -> nn.Linear:
-    linear = nn.Linear(w.shape[1], w.shape[0], bias=False)
-    linear.weight.data.copy_(w)
-    return linear
-
-
-def half(w: Tensor) -> Call:
-    short = w.bfloat16()
-    return lambda x: nn.functional.linear(x.bfloat16(), short)
-
-
-def dynamic_int8(w: Tensor) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        layer: nn.Module = torch.ao.quantization.quantize_dynamic(
-            nn.Sequential(plain(w)), {nn.Linear}, dtype=torch.qint8
-        )
-    return layer
 
 
 def torchao_int8(w: Tensor) -> nn.Module:
@@ -99,43 +67,10 @@ def calls(w: Tensor) -> dict[str, Call]:
     }
     first = packed(w, OURS["fp4 x int8"])
     rows["reference"] = lambda x: reference.linear(x, first.packed())
-    rows["torch fp32"] = rotating([plain(w) for _ in range(copies(4 * size))])
-    rows["torch bf16"] = rotating([half(w) for _ in range(copies(2 * size))])
-    rows["torch int8"] = rotating([dynamic_int8(w) for _ in range(copies(size))])
+    rows |= peers(w)
     if find_spec("torchao"):
         rows["torchao int8"] = rotating([torchao_int8(w) for _ in range(copies(size))])
     return rows
-
-
-def copies(size: int) -> int:
-    return min(64, max(1, ROTATE // size))
-
-
-def rotating(layers: list[Any]) -> Call:
-    """A call that takes another copy each time."""
-    turn = [0]
-
-    def rotate(x: Tensor) -> Tensor:
-        turn[0] = (turn[0] + 1) % len(layers)
-        y: Tensor = layers[turn[0]](x)
-        return y
-
-    return rotate
-
-
-def best(rows: dict[str, Call], x: Tensor, seconds: float) -> dict[str, float]:
-    """Least milliseconds of each call, interleaved for at least five rounds."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    least = dict.fromkeys(rows, float("inf"))
-    started, rounds = time.perf_counter(), 0
-    while rounds < 5 or time.perf_counter() - started < seconds:
-        for name, call in rows.items():
-            call(x)  # the caches forget the row before
-            before = clock()
-            call(x)
-            least[name] = min(least[name], 1e3 * (clock() - before))
-        rounds += 1
-    return least
 
 
 def measure(shape: str, threads: int, seconds: float) -> list[dict[str, Any]]:
@@ -178,7 +113,7 @@ def overhead() -> dict[str, float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Milliseconds in Markdown, and how much faster FP4 x INT8 is than each peer's best."""
     names = list(rows[0]["ms"])
-    peers = [name for name in names if name.startswith("torch")]
+    others = [name for name in names if name.startswith("torch")]
     head = ["weight", "threads", "tokens", *names, "best peer / fp4 x int8", "GOP/s", "load"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
@@ -186,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         product = row["tokens"] * elements(row["shape"])
         cells = [row["shape"].replace("x", " x "), str(row["threads"]), str(row["tokens"])]
         cells += [f"{ms[name]:.3f}" for name in names]
-        cells += [f"{min(ms[name] for name in peers) / ms['fp4 x int8']:.2f}"]
+        cells += [f"{min(ms[name] for name in others) / ms['fp4 x int8']:.2f}"]
         cells += [f"{2e-6 * product / ms['fp4 x int8']:.0f}", f"{row['load']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import finish
-from benchmarks.kernels_cpu import packed
 from minifloat import formats
 from minifloat.kernels.reference import linear as reference
 from minifloat.spec import (
@@ -37,6 +36,7 @@ from minifloat.spec import (
     LayerSpec,
     QuantSpec,
 )
+from minifloat.timing import Call, packed
 
 M2 = QuantSpec(formats.E2M1, (1, 128), QuantSpec(formats.POW4, (1, -1)))
 OURS = {
@@ -54,7 +54,6 @@ SHAPES = ["4096x4096", "14336x4096", "4096x14336"]
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 # Bytes to rotate among: several times the cache of an H200 (50 MB).
 ROTATE = 256 << 20
-Call = Callable[[Tensor], Tensor]
 
 
 def ours(w: Tensor, spec: LayerSpec, name: str) -> tuple[list[Call], int]:

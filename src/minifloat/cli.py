@@ -1,4 +1,4 @@
-"""The command line: quantize, evaluate, export, import, verify, show, demo.
+"""The command line: quantize, evaluate, export, import, verify, show, bench, demo.
 
 Mistakes are answered with one sentence and exit code 2. Heavy imports wait inside the commands, so
 that `--help` answers at once.
@@ -227,6 +227,37 @@ def show(
         _show_methods()
     else:
         _show_folder(Path(what))
+
+
+@app.command()
+def bench(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A checkpoint; two usual layers if there is none.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bench.html and bench.json.")] = Path("bench"),
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="How many tokens; may be given more than once.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Least time of a row.")] = 1.0,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads; torch's own choice if not given.")
+    ] = None,
+) -> None:
+    """Time a checkpoint's packed linear layers on this machine's CPU beside torch's own."""
+    import torch
+
+    from minifloat import bench as speed
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    layers = speed.USUAL if folder is None else speed.layers_of(folder)
+    with console.status("calls of ours and torch's layers take turns"):
+        rows = list(speed.measure(layers, tuple(tokens or speed.TOKENS), seconds))
+    table = Table(*speed.HEAD)
+    for row in rows:
+        table.add_row(*speed.cells(row))
+    console.print(table)
+    console.print(f"[bold]{speed.report(rows, speed.limits(), out)}[/bold]")
 
 
 def main() -> None:
