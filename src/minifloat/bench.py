@@ -102,18 +102,21 @@ def report(rows: list[dict[str, Any]], reached: dict[str, float], folder: Path) 
         section(
             "Roofline",
             f'<div class="wide">{roofline(dots, reached["bandwidth"], peak)}</div>',
-            "Ours and torch fp32. The slope is the measured memory bandwidth, the flat roof the "
-            "fastest product of this run.",
+            "Ours in blue, torch fp32 in orange. The slope is the measured memory bandwidth, the flat "
+            "roof the fastest product of this run.",
         ),
-        section("Machine", table(["name", "value"], [(k, f"{v:.4g}" if isinstance(v, float) else v)
-                                                     for k, v in facts.items()])),
+        section("Machine", table(["", "value"], [
+            ("memory bandwidth", f"{reached['bandwidth']:.1f} GB/s"),
+            ("torch fp32 product", f"{reached['fp32']:.0f} G operations/s"),
+            ("threads", facts["threads"]), ("torch", facts["torch"]),
+        ])),
     ]  # fmt: skip
     page = folder / "bench.html"
     write(page, document("Speed of packed layers", body))
     return page
 
 
-HEAD = ["weight", "quantized", "row", "tokens", "ours", "torch fp32", "torch bf16", "torch int8",
+HEAD = ["layers", "quantized", "row", "tokens", "ours", "torch fp32", "torch bf16", "torch int8",
         "best peer / ours"]  # fmt: skip
 
 
@@ -123,7 +126,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     others = [value for name, value in ms.items() if name != "ours"]
     kind = row["weight"] if row["input"] is None else f"{row['weight']}, {row['input']}"
     kernel = row["kernel"] + (f" ({row['kernel_reason']})" if row["kernel_reason"] else "")
-    shape = f"{row['layers']} x {row['shape'][0]} x {row['shape'][1]}"
+    shape = f"{row['layers']} of {row['shape'][0]} x {row['shape'][1]}"
     times = [f"{ms[name]:.3f}" for name in HEAD[4:8]]
     return [shape, kind, kernel, str(row["tokens"]), *times, f"{min(others) / ms['ours']:.2f}"]
 

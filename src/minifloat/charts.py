@@ -35,6 +35,7 @@ padding-left:20px;white-space:nowrap}td{overflow-wrap:anywhere}
 .grid{stroke:var(--rule)}.base{stroke:var(--dim)}svg text{fill:var(--dim);font-size:12px}
 svg .legend{fill:var(--ink);font-size:13px}.dot{stroke:var(--bg);stroke-width:1}
 .dot.a{fill:var(--a)}.dot.b{fill:var(--b)}.line{fill:none;stroke-width:2}.line.a{stroke:var(--a)}
+.line.roof{stroke:var(--dim)}
 .bar{fill:var(--a)}.many{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));
 gap:20px 28px}figure{margin:0}figcaption{font-size:12px;color:var(--dim);overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;direction:ltr}.hist{display:block;width:100%}

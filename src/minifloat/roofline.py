@@ -57,7 +57,7 @@ def roofline(dots: Sequence[Dot], bandwidth: float, peak: float) -> str:
     low = max(x_marks[0], y_marks[0] / bandwidth)  # where the slope enters the plot
     corners = [(low, low * bandwidth), (ridge, peak), (x_marks[-1], peak)]
     line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in corners)
-    out.append(f'<polyline class="line b" points="{line}"/>')
+    out.append(f'<polyline class="line roof" points="{line}"/>')
     for dot in dots:
         tip = f"{dot.name}: {dot.speed:.0f} G operations/s, {dot.intensity:.3g} a byte"
         out.append(
