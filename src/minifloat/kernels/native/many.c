@@ -175,6 +175,16 @@ static void fetch(const weights *w, int64_t row, int64_t rows, int64_t first, in
             __builtin_prefetch(w->codes + r * row_bytes(w) + at, 0, 2);
 }
 
+/* The same for the first span of the panel that this thread is likely to take next. Prefetches of pages
+   that are not translated yet are dropped, so each row is read from first. */
+static void fetch_panel(const plan *p, int64_t row, int64_t bytes) {
+    const weights *w = &p->k->w;
+    const int64_t next = row + p->k->threads * PANEL, rows = least(PANEL, w->rows - next);
+    for (int64_t r = next; r < next + rows; r++)
+        (void)*(volatile const uint8_t *)(w->codes + r * row_bytes(w));
+    fetch(w, next, rows, 0, bytes);
+}
+
 static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, float *own) {
     const weights *w = &p->k->w;
     const int64_t rows = least(PANEL, w->rows - row), units = span_units(p->k), bytes = row_bytes(w);
@@ -189,7 +199,10 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
         const int64_t size = dword_bytes(w->how), at = size * dword;
         p->kernel.expand(w->how, w->codes + row * bytes + at, bytes, bytes - at, rows,
                          dwords, expanded);
-        fetch(w, row, rows, at + size * dwords, size * dwords);
+        if (dword + dwords < p->k->dwords)
+            fetch(w, row, rows, at + size * dwords, size * dwords);
+        else
+            fetch_panel(p, row, size * dwords);
         multiply(p, span, tokens, expanded, scales, c);
     }
     if (w->zeros) take_zeros(p, tokens, zeros, c);
