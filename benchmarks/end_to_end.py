@@ -1,0 +1,204 @@
+"""Whole models on the CPU: tokens a second of a language model, seconds of an image, bytes of weights.
+
+    python -m benchmarks.end_to_end --model FOLDER [--threads 1 2] [--llama PYTHON FILE ...]
+    python -m benchmarks.end_to_end --pipeline zoo/unet-text [--threads 1 2]
+
+Weights are rounded to nearest: the time does not depend on how they were rounded. A language model reads
+a prompt and goes on with transformers' own `generate`; an image takes the pipeline's own sampler. Each
+contestant runs in turn, all of them several times, and its best counts. `--llama` names the Python of an
+environment with llama-cpp-python and GGUF files for it: the same turns, in a process that waits while
+others run.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.common import finish
+from minifloat.calibrate.trajectories import record
+from minifloat.method import quantize
+from minifloat.methods import build
+from minifloat.models.load import load_model
+from minifloat.models.pipeline import denoiser, open_pipeline, sample
+from minifloat.models.prompts import read_prompts
+
+PROMPT, MORE = 256, 32  # tokens read, tokens written
+ROUNDS = 5
+NEAREST = {"solver": "nearest", "rank": "0", "search": "false"}
+LANGUAGE = {
+    "FP4 g128 x INT8": {"weight": "e2m1", "activation": "int8"},
+    "FP4 g128 x FP8": {"weight": "e2m1", "activation": "e4m3"},
+    "INT4 g32 x INT8": {"weight": "int4", "activation": "int8", "group_size": "32"},
+    "INT8 x INT8": {"weight": "int8", "activation": "int8", "group_size": "-1"},
+}
+IMAGES = {
+    "FP4 x FP8": {},
+    "FP8 x FP8": {"weight_bits": "8"},
+    "INT4 x INT8": {"family": "int"},
+    "INT8 x INT8": {"family": "int", "weight_bits": "8"},
+}
+Figures = dict[str, float]
+Contestant = Callable[[], Figures]
+
+
+def generating(model: Any) -> Contestant:
+    """Milliseconds of the prompt, and of each token after it."""
+    ids = torch.arange(PROMPT).unsqueeze(0) + 100
+
+    @torch.inference_mode()
+    def tokens(count: int) -> float:
+        before = time.perf_counter()
+        model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        return 1e3 * (time.perf_counter() - before)
+
+    def turn() -> Figures:
+        first = tokens(1)
+        return {"prompt, ms": first, "token, ms": (tokens(1 + MORE) - first) / MORE}
+
+    return turn
+
+
+def language_models(folder: str) -> tuple[dict[str, Contestant], dict[str, float]]:
+    """Contestants, and bytes of their weights beside what theory says."""
+    model, _ = load_model(folder, dtype="float32")
+    turns = {"fp32": generating(model)}
+    turns["bf16"] = generating(copy.deepcopy(model).bfloat16())
+    sizes: dict[str, float] = {}
+    for name, settings in LANGUAGE.items():
+        packed = copy.deepcopy(model)
+        batch = torch.arange(16).unsqueeze(0)
+        report = quantize(packed, build("zeroquant-fp", NEAREST | settings), [batch])
+        turns[name], sizes[name] = generating(packed), over_theory(packed, report)
+    return turns, sizes
+
+
+def over_theory(model: nn.Module, report: dict[str, Any]) -> float:
+    """Bytes of the tensors of the packed layers over their codes and scales."""
+    rows = [row for row in report["ledger"] if row["status"] == "quantized"]
+    theory = sum(row["parameters"] * row["bits"] / 8 for row in rows)
+    held = 0
+    for row in rows:
+        layer = model.get_submodule(row["name"].rpartition(".")[0])
+        own = {name: t for name, t in layer.state_dict().items() if name != "bias"}
+        held += sum(t.numel() * t.element_size() for t in own.values())
+    return held / theory
+
+
+def pipelines(
+    folder: str, steps: int, images: int
+) -> tuple[dict[str, Contestant], dict[str, float]]:
+    """The same for a diffusion pipeline."""
+    prompts = read_prompts(Path(folder) / "heldout.safetensors").rows(0, images)
+
+    def sampling(pipe: Any) -> Contestant:
+        def turn() -> Figures:
+            before = time.perf_counter()
+            sample(pipe, prompts, seed=0, steps=steps, guidance=2.0, batch=images)
+            return {"image, ms": 1e3 * (time.perf_counter() - before) / images}
+
+        return turn
+
+    turns, sizes = {"fp32": sampling(open_pipeline(folder))}, {}
+    for name, settings in IMAGES.items():
+        pipe = open_pipeline(folder)
+        _, network = denoiser(pipe)
+        calls = record(network, sampling(pipe), limit=2, seed=0)
+        chosen = {"rounding": "nearest", "search": "false", "group_size": "-1"} | settings
+        report = quantize(network, build("fp-diffusion", chosen), calls)
+        turns[name], sizes[name] = sampling(pipe), over_theory(network, report)
+    return turns, sizes
+
+
+class Llama:
+    """llama.cpp in a process of its own that answers one turn at a time."""
+
+    def __init__(self, python: str, file: str, threads: int) -> None:
+        script = str(Path(__file__).with_name("llama_cpp_turns.py"))
+        command = [python, script, file, str(PROMPT), str(MORE), str(threads)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def __call__(self) -> Figures:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        found: Figures = json.loads(self.process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def race(turns: dict[str, Contestant]) -> dict[str, Figures]:
+    """The least of each figure over rounds in which everyone has a turn; the first does not count."""
+    least: dict[str, Figures] = {}
+    for turn in turns.values():
+        turn()
+    for _ in range(ROUNDS):
+        for name, turn in turns.items():
+            figures = turn()
+            known = least.setdefault(name, figures)
+            least[name] = {key: min(value, known[key]) for key, value in figures.items()}
+    return least
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds, how many times faster than fp32, and bytes over theory, in Markdown."""
+    keys = list(rows[0]["ms"])
+    first = {row["threads"]: row for row in rows if row["name"] == "fp32"}
+    head = [
+        "contestant",
+        "threads",
+        *keys,
+        *(f"fp32 / it, {key}" for key in keys),
+        "bytes / theory",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        slow = first[row["threads"]]["ms"]
+        cells = [row["name"], str(row["threads"]), *(f"{row['ms'][key]:.1f}" for key in keys)]
+        cells += [f"{slow[key] / row['ms'][key]:.2f}" for key in keys]
+        cells += [f"{row['bytes']:.3f}" if row["bytes"] else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="folder of a language model")
+    parser.add_argument("--pipeline", help="folder of a pipeline with its held-out prompts")
+    parser.add_argument("--llama", nargs="+", metavar="X", default=[], help="PYTHON FILE ...")
+    parser.add_argument("--threads", nargs="*", type=int, default=[1])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if (args.model is None) == (args.pipeline is None):
+        parser.error("give --model or --pipeline")
+    if args.model:
+        turns, sizes = language_models(args.model)
+    else:
+        turns, sizes = pipelines(args.pipeline, args.steps, args.images)
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        peers = {Path(file).stem: Llama(args.llama[0], file, threads) for file in args.llama[1:]}
+        for name, ms in race(turns | peers).items():
+            rows.append({"name": name, "threads": threads, "ms": ms, "bytes": sizes.get(name)})
+        for peer in peers.values():
+            peer.close()
+    print(f"load {os.getloadavg()[0]:.1f}")
+    finish(rows, table(rows), ["torch", "transformers", "diffusers"], args.json)
+
+
+if __name__ == "__main__":
+    main()
