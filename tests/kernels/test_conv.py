@@ -1,5 +1,6 @@
 """Packed convolutions without a decoded weight: as the reference, on odd shapes and windows."""
 
+import math
 from typing import Any
 
 import pytest
@@ -90,6 +91,24 @@ def test_more_pixels_than_a_block() -> None:
     x = torch.randn(2, 2, 29, 31)
     with torch.no_grad():
         assert_close(layer(x), reference.conv2d(x, layer.packed(), layer))
+
+
+def test_long_strides_over_several_blocks() -> None:
+    layer = layer_of(nn.Conv2d(3, 70, 3, stride=2, padding=1), LayerSpec(INT8_CHANNEL, TENSOR))
+    x = torch.randn(3, 3, 41, 67)
+    with torch.no_grad():
+        assert_close(layer(x), reference.conv2d(x, layer.packed(), layer))
+
+
+def test_nan_reaches_the_windows_that_see_it() -> None:
+    x = torch.randn(2, 4, 9, 9)
+    x[1, 2, 4, 4] = math.nan
+    for spec in (LayerSpec(INT8_CHANNEL, TENSOR), LayerSpec(E2M1_ROW)):
+        layer = layer_of(nn.Conv2d(4, 5, 3, padding=1), spec)
+        with torch.no_grad():
+            lost = layer(x).isnan()
+            assert torch.equal(lost, reference.conv2d(x, layer.packed(), layer).isnan())
+        assert int(lost.sum()) == 5 * 9
 
 
 def test_groups_and_named_paddings_take_the_reference() -> None:

@@ -134,8 +134,7 @@ def conv2d(
     out = result_size(size, geometry)
     y = x.new_empty((images, codes.shape[0], *out))
     window = (ctypes.c_int64 * 13)(channels, *size, *geometry, *out)
-    x = _channels_last(x)
-    codes, scales = codes.contiguous(), scales.contiguous()
+    x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
     failed = _function("mf_conv2d")(
         formats.address,
         x.data_ptr(),
@@ -156,17 +155,6 @@ def conv2d(
     if failed:
         raise MemoryError("no memory for a layer's activations")
     return y
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """x with a pixel's channels together, image by image: torch transposes matrices in blocks."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    images, channels, height, width = x.shape
-    out = x.new_empty(images, height * width, channels)
-    for image, target in zip(x.contiguous(), out, strict=True):
-        target.copy_(image.view(channels, height * width).T)
-    return out
 
 
 def result_size(size: Sequence[int], geometry: Sequence[int]) -> list[int]:

@@ -61,7 +61,7 @@ int mf_linear(const formats *how, const void *x, int kind, const float *given, i
     return run(&k);
 }
 
-/* out [images, rows, height, width] = the convolution of x, whose channels come last in memory, with
+/* out [images, rows, height, width] = the convolution of x [images, channels, height, width] with
    W [rows, channels, kernel, kernel]. All activations share the scale `given`, unless a window is a pixel. */
 int mf_conv2d(const formats *how, const void *x, int kind, const float *given, const uint8_t *codes,
               const void *scales, const void *outer, const uint8_t *zeros, const float *bias, void *out,

@@ -5,6 +5,7 @@
 
 #include "call.h"
 #include "panels.h"
+#include "windows.h"
 
 #define BLOCK 528 /* tokens that are prepared at once: a multiple of TOKENS */
 
@@ -21,13 +22,18 @@ typedef struct {
     int64_t count;    /* of segments */
     int64_t stride;   /* units of a row */
     int64_t inputs;   /* groups of the activations */
-    uint32_t *x;      /* [tiles][stride][TOKENS] */
+    uint32_t *x;      /* units of tokens, see `unit_step` and `tile_step` */
     int32_t *starts;  /* [tiles][segments][TOKENS] */
     float *x_scales;  /* [tiles][inputs][TOKENS] */
     float *x_sums;    /* [tokens][groups] for zero points */
     int64_t room;     /* numbers of a thread's own memory */
     float *own;       /* [threads][room] */
+    pixels pixels;    /* of a convolution, if its windows are taken from them */
 } plan;
+
+/* Units of a tile lie together, or of a whole block where neighbouring pixels are taken side by side. */
+static int64_t unit_step(const plan *p) { return p->pixels.numbers ? BLOCK : TOKENS; }
+static int64_t tile_step(const plan *p) { return p->pixels.numbers ? TOKENS : p->stride * TOKENS; }
 
 static int64_t span_units(const call *k) { return SPAN / dword_columns(k->w.how) * k->units; }
 
@@ -65,13 +71,41 @@ static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     }
 }
 
+static void start_segment(const plan *p, int64_t s, int64_t count) {
+    const segment *at = p->segments + s;
+    int32_t starts[BLOCK];
+    mf_window_starts(p->x + at->unit * BLOCK, BLOCK, at->units, count, p->k->w.how->bias, starts);
+    for (int64_t t = 0; t < count; t++)
+        p->starts[(t / TOKENS * p->count + s) * TOKENS + t % TOKENS] = starts[t];
+}
+
+static void prepare_windows(const plan *p, int64_t first, int64_t count) {
+    const call *k = p->k;
+    const float scale = k->a.how->input == AS_IT_COMES ? 1 : k->a.given[0];
+    stretch stretches[BLOCK];
+    const int64_t found = mf_window_stretches(&p->pixels, first, count, stretches);
+    for (int64_t t = 0; t < count; t++) p->x_scales[t] = scale;
+#pragma omp parallel num_threads(k->threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t u = 0; u < p->stride; u++)
+            mf_window_unit(&p->pixels, u, stretches, found, p->x + u * BLOCK);
+#pragma omp for schedule(static)
+        for (int64_t s = 0; s < (k->engine == BYTES ? p->count : 0); s++) start_segment(p, s, count);
+    }
+}
+
 static void prepare(const plan *p, int64_t first, int64_t count) {
+    if (p->pixels.numbers) {
+        prepare_windows(p, first, count);
+        return;
+    }
 #pragma omp parallel for num_threads(p->k->threads) schedule(static)
     for (int64_t t = 0; t < count; t++) arrange(p, first, t, p->own + thread_number() * p->room);
 }
 
 /* All tiles of a block with the segments of one expanded span. */
-static void multiply(const plan *p, int64_t span, int64_t tokens, const uint32_t *panel,
+static void multiply(const plan *p, int64_t span, int64_t tokens, int64_t rows, const uint32_t *panel,
                      const float *scales, float *c) {
     const int64_t units = span_units(p->k), begin = span * units;
     int64_t from = 0, to;
@@ -83,8 +117,10 @@ static void multiply(const plan *p, int64_t span, int64_t tokens, const uint32_t
             const int64_t tile = t / TOKENS;
             const tile_problem problem = {
                 panel + (at->unit - begin) * PANEL,
-                p->x + (tile * p->stride + at->unit) * TOKENS,
+                p->x + tile * tile_step(p) + at->unit * unit_step(p),
                 at->units,
+                unit_step(p),
+                rows,
                 p->starts + (tile * p->count + s) * TOKENS,
                 scales + at->group * PANEL,
                 p->k->engine == REALS || p->inputs == 1
@@ -139,15 +175,17 @@ static void finish_tokens(const plan *p, int64_t first, int64_t tokens, int64_t 
 static void finish_pixels(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
                           const float *scales, const float *bias, const float *c) {
     const int64_t pixels = p->k->pixels;
-    float y[BLOCK];
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t t = 0, count; t < tokens; t += count) { /* the pixels of one image */
-            const int64_t image = (first + t) / pixels, pixel = (first + t) % pixels;
-            count = least(tokens - t, pixels - pixel);
-            for (int64_t i = 0; i < count; i++)
-                y[i] = c[(t + i) * PANEL + r] * scales[t + i] + bias[r];
+    float turned[PANEL * ACROSS], *y;
+    for (int64_t t = 0, count; t < tokens; t += count) { /* of one image */
+        const int64_t image = (first + t) / pixels, pixel = (first + t) % pixels;
+        count = least(least(tokens - t, pixels - pixel), ACROSS);
+        p->kernel.turn(c + t * PANEL, turned);
+        for (int64_t r = 0; r < rows; r++) {
+            y = turned + r * ACROSS;
+            for (int64_t i = 0; i < count; i++) y[i] = y[i] * scales[t + i] + bias[r];
             store(p->k, (image * p->k->w.rows + row + r) * pixels + pixel, count, y);
         }
+    }
 }
 
 /* Scales the sums c [tokens][PANEL] of some rows and writes them along the axis that is contiguous. */
@@ -203,7 +241,7 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
             fetch(w, row, rows, at + size * dwords, size * dwords);
         else
             fetch_panel(p, row, size * dwords);
-        multiply(p, span, tokens, expanded, scales, c);
+        multiply(p, span, tokens, rows, expanded, scales, c);
     }
     if (w->zeros) take_zeros(p, tokens, zeros, c);
     finish(p, first, tokens, row, rows, c);
@@ -220,11 +258,24 @@ static void run(const plan *p) {
     }
 }
 
+/* Whether all windows see a pixel alike: on one grid for all, or as it comes. */
+static int shares_pixels(const call *k) {
+    if (!k->a.window || k->w.zeros) return 0; /* zero points ask for sums of every window */
+    if (k->a.how->input == AS_IT_COMES) return 1;
+    return k->a.given && k->a.given_stride == 0 && input_groups(&k->a) == 1;
+}
+
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
+    if (shares_pixels(k)) {
+        const enum outcome outcome =
+            mf_pixels(&k->a, k->engine, k->dwords, k->units, k->threads, &p.pixels);
+        if (outcome != DONE) return outcome;
+    }
     p.count = cut(&p), p.stride = k->dwords * k->units, p.inputs = input_groups(&k->a);
     p.room = lines(2 * k->dwords * dword_columns(k->w.how) + p.inputs), p.room += lines(own_floats(&p));
-    const int64_t tokens = ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
+    const int64_t tokens =
+        p.pixels.numbers ? BLOCK : ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
     const int64_t own = k->threads * p.room, x = lines(tokens * p.stride);
     p.segments = malloc((size_t)p.count * sizeof(segment));
     const int64_t groups = k->w.zeros ? group_count(&k->w) : 0;
@@ -239,6 +290,6 @@ int mf_many(const call *k) {
         cut(&p);
         run(&p);
     }
-    free(p.segments), free(memory);
+    free(p.segments), free(memory), mf_forget(&p.pixels);
     return fits ? DONE : NO_MEMORY;
 }

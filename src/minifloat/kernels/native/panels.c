@@ -58,7 +58,7 @@ static inline __attribute__((always_inline)) void tile_reals_of(const tile_probl
         for (int64_t u = 0; u < p->units; u++) {
             memcpy(w, p->panel + u * PANEL + q, sizeof w);
             for (int n = 0; n < tokens; n++) {
-                const float x = float_of(p->x[u * TOKENS + n]);
+                const float x = float_of(p->x[u * p->step + n]);
                 s[n][0] += w[0] * x;
                 s[n][1] += w[1] * x;
             }
@@ -74,6 +74,11 @@ static inline __attribute__((always_inline)) void tile_reals(const tile_problem 
     case TOKENS: tile_reals_of(p, TOKENS); break;
     default: tile_reals_of(p, tokens);
     }
+}
+
+static void turn_plain(const float *c, float *y) {
+    for (int r = 0; r < PANEL; r++)
+        for (int t = 0; t < ACROSS; t++) y[r * ACROSS + t] = c[t * PANEL + r];
 }
 
 static void tile_reals_plain(const tile_problem *p, int tokens) { tile_reals(p, tokens); }
@@ -99,6 +104,15 @@ static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512
     UNROLL for (int j = 0; j < 8; j++) {
         r[j] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
         r[j + 8] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
+    }
+}
+
+static TARGET_AVX512 void turn_avx512(const float *c, float *y) {
+    for (int q = 0; q < PANEL; q += 16) {
+        __m512i r[16];
+        UNROLL for (int t = 0; t < 16; t++) r[t] = _mm512_loadu_si512(c + t * PANEL + q);
+        transpose(r);
+        UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(y + (q + i) * ACROSS, r[i]);
     }
 }
 
@@ -131,28 +145,24 @@ PANELS(BRAINS, brains, 4, 4, TARGET_BF16)
 PANELS(BRAINS, brains, 6, 2, TARGET_BF16)
 PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
 
-#define TILE(KIND, T, TARGET)                                                                     \
-    static TARGET void tile_##KIND##_##T(const tile_problem *p) {                                 \
+/* T tokens times Q registers of rows; panels of few rows are half empty. */
+#define TILE(KIND, T, Q, TARGET)                                                                  \
+    static TARGET void tile_##KIND##_##T##_##Q(const tile_problem *p) {                           \
         const uint32_t *panel = p->panel, *x = p->x;                                              \
-        __m512i s[T][4];                                                                          \
-        UNROLL for (int n = 0; n < T; n++)                                                               \
-            UNROLL for (int q = 0; q < 4; q++)                                                           \
+        __m512i s[T][Q], w[Q];                                                                    \
+        UNROLL for (int n = 0; n < T; n++)                                                        \
+            UNROLL for (int q = 0; q < Q; q++)                                                    \
                 s[n][q] = KIND == BYTES ? _mm512_set1_epi32(p->starts[n]) : _mm512_setzero_si512();\
-        for (int64_t u = 0; u < p->units; u++, panel += PANEL, x += TOKENS) {                     \
-            const __m512i w0 = _mm512_loadu_si512(panel), w1 = _mm512_loadu_si512(panel + 16);    \
-            const __m512i w2 = _mm512_loadu_si512(panel + 32);                                    \
-            const __m512i w3 = _mm512_loadu_si512(panel + 48);                                    \
-            UNROLL for (int n = 0; n < T; n++) {                                                         \
+        for (int64_t u = 0; u < p->units; u++, panel += PANEL, x += p->step) {                    \
+            UNROLL for (int q = 0; q < Q; q++) w[q] = _mm512_loadu_si512(panel + 16 * q);         \
+            UNROLL for (int n = 0; n < T; n++) {                                                  \
                 const __m512i one = _mm512_set1_epi32((int32_t)x[n]);                             \
-                SUM_##KIND(s[n][0], w0, one);                                                     \
-                SUM_##KIND(s[n][1], w1, one);                                                     \
-                SUM_##KIND(s[n][2], w2, one);                                                     \
-                SUM_##KIND(s[n][3], w3, one);                                                     \
+                UNROLL for (int q = 0; q < Q; q++) SUM_##KIND(s[n][q], w[q], one);                \
             }                                                                                     \
         }                                                                                         \
-        UNROLL for (int q = 0; q < 4; q++) {                                                             \
+        UNROLL for (int q = 0; q < Q; q++) {                                                      \
             const __m512 scales = _mm512_loadu_ps(p->scales + 16 * q);                            \
-            UNROLL for (int n = 0; n < T; n++) {                                                         \
+            UNROLL for (int n = 0; n < T; n++) {                                                  \
                 float *c = p->c + n * PANEL + 16 * q;                                             \
                 __m512 y = REAL_##KIND(s[n][q]);                                                  \
                 if (p->x_scales) y = _mm512_mul_ps(y, _mm512_set1_ps(p->x_scales[n]));            \
@@ -161,22 +171,32 @@ PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
         }                                                                                         \
     }
 
-#define TILES(KIND, TARGET)                                                                       \
-    TILE(KIND, 1, TARGET)                                                                         \
-    TILE(KIND, 2, TARGET)                                                                         \
-    TILE(KIND, 3, TARGET)                                                                         \
-    TILE(KIND, 4, TARGET)                                                                         \
-    TILE(KIND, 5, TARGET)                                                                         \
-    TILE(KIND, 6, TARGET)                                                                         \
-    static TARGET void tile_##KIND(const tile_problem *p, int tokens) {                           \
+#define TILES_OF(KIND, Q, TARGET)                                                                 \
+    TILE(KIND, 1, Q, TARGET)                                                                      \
+    TILE(KIND, 2, Q, TARGET)                                                                      \
+    TILE(KIND, 3, Q, TARGET)                                                                      \
+    TILE(KIND, 4, Q, TARGET)                                                                      \
+    TILE(KIND, 5, Q, TARGET)                                                                      \
+    TILE(KIND, 6, Q, TARGET)                                                                      \
+    static TARGET void tile_##KIND##_##Q(const tile_problem *p, int tokens) {                     \
         switch (tokens) {                                                                         \
-        case 1: tile_##KIND##_1(p); break;                                                        \
-        case 2: tile_##KIND##_2(p); break;                                                        \
-        case 3: tile_##KIND##_3(p); break;                                                        \
-        case 4: tile_##KIND##_4(p); break;                                                        \
-        case 5: tile_##KIND##_5(p); break;                                                        \
-        default: tile_##KIND##_6(p);                                                              \
+        case 1: tile_##KIND##_1_##Q(p); break;                                                    \
+        case 2: tile_##KIND##_2_##Q(p); break;                                                    \
+        case 3: tile_##KIND##_3_##Q(p); break;                                                    \
+        case 4: tile_##KIND##_4_##Q(p); break;                                                    \
+        case 5: tile_##KIND##_5_##Q(p); break;                                                    \
+        default: tile_##KIND##_6_##Q(p);                                                          \
         }                                                                                         \
+    }
+
+#define TILES(KIND, TARGET)                                                                       \
+    TILES_OF(KIND, 2, TARGET)                                                                     \
+    TILES_OF(KIND, 4, TARGET)                                                                     \
+    static TARGET void tile_##KIND(const tile_problem *p, int tokens) {                           \
+        if (p->rows <= PANEL / 2)                                                                 \
+            tile_##KIND##_2(p, tokens);                                                           \
+        else                                                                                      \
+            tile_##KIND##_4(p, tokens);                                                           \
     }
 
 TILES(REALS, TARGET_AVX512)
@@ -198,7 +218,7 @@ static inline __attribute__((always_inline)) TARGET_AVX2 void tile_words_of(cons
         const __m256i *panel = (const __m256i *)(p->panel + u * PANEL + 16 * q);
         const __m256i w0 = _mm256_loadu_si256(panel), w1 = _mm256_loadu_si256(panel + 1);
         for (int n = 0; n < tokens; n++) {
-            const __m256i one = _mm256_set1_epi32((int32_t)p->x[u * TOKENS + n]);
+            const __m256i one = _mm256_set1_epi32((int32_t)p->x[u * p->step + n]);
             s[n][0] = _mm256_add_epi32(s[n][0], _mm256_madd_epi16(w0, one));
             s[n][1] = _mm256_add_epi32(s[n][1], _mm256_madd_epi16(w1, one));
         }
@@ -224,18 +244,22 @@ static TARGET_AVX2 void tile_words(const tile_problem *p, int tokens) {
 #endif
 
 panel_kernel mf_panel_kernel(enum engine engine, int bits, int level) {
-    panel_kernel found = {expand_reals, tile_reals_plain};
+    panel_kernel found = {expand_reals, tile_reals_plain, turn_plain};
 #ifdef MINIFLOAT_X86
     if (level >= AVX2) found.multiply = tile_reals_avx2;
-    if (engine == WORDS) found = (panel_kernel){expand_words, tile_words};
+    if (engine == WORDS) found.expand = expand_words, found.multiply = tile_words;
     if (level >= AVX512 && engine == REALS)
-        found = (panel_kernel){
-            bits == 4 ? expand_reals_4 : bits == 6 ? expand_reals_6 : expand_reals_8, tile_REALS};
+        found = (panel_kernel){bits == 4   ? expand_reals_4
+                               : bits == 6 ? expand_reals_6
+                                           : expand_reals_8,
+                               tile_REALS, turn_avx512};
     if (engine == BYTES)
-        found = (panel_kernel){bits == 4 ? expand_bytes_4 : expand_bytes_8, tile_BYTES};
+        found = (panel_kernel){bits == 4 ? expand_bytes_4 : expand_bytes_8, tile_BYTES, turn_avx512};
     if (engine == BRAINS)
-        found = (panel_kernel){
-            bits == 4 ? expand_brains_4 : bits == 6 ? expand_brains_6 : expand_brains_8, tile_BRAINS};
+        found = (panel_kernel){bits == 4   ? expand_brains_4
+                               : bits == 6 ? expand_brains_6
+                                           : expand_brains_8,
+                               tile_BRAINS, turn_avx512};
 #endif
     (void)engine, (void)bits, (void)level;
     return found;

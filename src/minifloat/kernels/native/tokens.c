@@ -69,29 +69,30 @@ static void load_window(const activations *a, int64_t token, float *row) {
         memset(row, 0, (size_t)a->columns * sizeof(float));
     for (int64_t i = ys[0]; i < ys[1]; i++)
         for (int64_t j = xs[0]; j < xs[1]; j++) {
-            const int64_t line = image * w->size[0] + y + i * w->dilation[0];
-            const int64_t at = (line * w->size[1] + x + j * w->dilation[1]) * w->channels;
+            const int64_t line = image * w->channels * w->size[0] + y + i * w->dilation[0];
+            const int64_t at = line * w->size[1] + x + j * w->dilation[1];
             float *to = row + i * w->kernel[1] + j;
-            for (int64_t c = 0; c < w->channels; c++) to[c * area] = number(a, at + c);
+            for (int64_t c = 0; c < w->channels; c++)
+                to[c * area] = number(a, at + c * w->size[0] * w->size[1]);
         }
 }
 
-static inline __attribute__((always_inline)) void load_row(const activations *a, int64_t token,
-                                                           float *row) {
-    const int64_t first = token * a->columns;
-    if (a->window)
-        load_window(a, token, row);
-    else if (a->kind == FLOAT32)
-        memcpy(row, (const float *)a->x + first, (size_t)a->columns * sizeof(float));
+static inline __attribute__((always_inline)) void load(const activations *a, int64_t from,
+                                                       int64_t count, float *row) {
+    if (a->kind == FLOAT32)
+        memcpy(row, (const float *)a->x + from, (size_t)count * sizeof(float));
     else
-        for (int64_t k = 0; k < a->columns; k++) row[k] = number(a, first + k);
+        for (int64_t k = 0; k < count; k++) row[k] = number(a, from + k);
 }
 
 static inline __attribute__((always_inline)) void quantize(const activations *a, int64_t token,
                                                            enum engine engine, float *row,
                                                            float *scales) {
     const int64_t group = input_group(a);
-    load_row(a, token, row);
+    if (a->window)
+        load_window(a, token, row);
+    else
+        load(a, token * a->columns, a->columns, row);
     if (a->how->input == AS_IT_COMES) {
         scales[0] = 1;
         return;
@@ -112,18 +113,35 @@ static inline __attribute__((always_inline)) void quantize(const activations *a,
     }
 }
 
+static inline __attribute__((always_inline)) int put(const activations *a, enum engine engine,
+                                                     int64_t from, int64_t count, float *row) {
+    load(a, from, count, row);
+    const int lost = engine != REALS && peak_bits(row, count) > 0x7f800000;
+    if (a->how->input != AS_IT_COMES) round_row(row, count, a->given[0], a->how);
+    if (a->how->input != AS_IT_COMES && engine == REALS)
+        for (int64_t k = 0; k < count; k++) row[k] *= a->given[0];
+    return lost && a->how->input != AS_IT_COMES;
+}
+
+static inline __attribute__((always_inline)) void narrow(const float *row, int64_t count,
+                                                         enum engine engine, void *out) {
+    uint8_t *bytes = out;
+    uint16_t *words = out;
+    if (engine == REALS) memcpy(out, row, (size_t)count * sizeof(float));
+    if (engine == BYTES)
+        for (int64_t k = 0; k < count; k++) bytes[k] = (uint8_t)(int32_t)row[k];
+    if (engine == BRAINS)
+        for (int64_t k = 0; k < count; k++) words[k] = (uint16_t)(bits_of(row[k]) >> 16);
+    if (engine == WORDS)
+        for (int64_t k = 0; k < count; k++) words[k] = (uint16_t)(int32_t)row[k];
+}
+
 /* Columns in their order to units, by way of an array of numbers of a unit's width. */
 static inline __attribute__((always_inline)) void to_units(const float *row, int64_t columns, int U,
                                                            enum engine engine, uint32_t *units) {
     uint8_t *bytes = (uint8_t *)units;
     uint16_t *words = (uint16_t *)units;
-    if (engine == REALS) memcpy(units, row, (size_t)columns * sizeof(float));
-    if (engine == BYTES)
-        for (int64_t k = 0; k < columns; k++) bytes[k] = (uint8_t)(int32_t)row[k];
-    if (engine == BRAINS)
-        for (int64_t k = 0; k < columns; k++) words[k] = (uint16_t)(bits_of(row[k]) >> 16);
-    if (engine == WORDS)
-        for (int64_t k = 0; k < columns; k++) words[k] = (uint16_t)(int32_t)row[k];
+    narrow(row, columns, engine, units);
     if (engine == BYTES && U == 2)
         for (int64_t k = 0; k < columns; k += 8) {
             uint64_t eight, even, odd;
@@ -159,15 +177,45 @@ static TARGET_AVX512 void prepare_avx512(const activations *a, int64_t token, en
                                          int64_t dwords, float *row, uint32_t *units, float *scales) {
     prepare(a, token, engine, dwords, row, units, scales);
 }
+
+static TARGET_AVX512 int put_avx512(const activations *a, enum engine engine, int64_t from,
+                                    int64_t count, float *row) {
+    return put(a, engine, from, count, row);
+}
+
+static TARGET_AVX512 void narrow_avx512(const float *row, int64_t count, enum engine engine, void *out) {
+    narrow(row, count, engine, out);
+}
+
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
 #endif
 
 void mf_prepare(const activations *a, int64_t token, enum engine engine, int64_t dwords, float *row,
                 uint32_t *units, float *scales) {
 #ifdef MINIFLOAT_X86
-    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+    if (has_avx512()) {
         prepare_avx512(a, token, engine, dwords, row, units, scales);
         return;
     }
 #endif
     prepare(a, token, engine, dwords, row, units, scales);
+}
+
+int mf_put(const activations *a, enum engine engine, int64_t from, int64_t count, float *row) {
+#ifdef MINIFLOAT_X86
+    if (has_avx512()) return put_avx512(a, engine, from, count, row);
+#endif
+    return put(a, engine, from, count, row);
+}
+
+void mf_narrow(const float *row, int64_t count, enum engine engine, void *out) {
+#ifdef MINIFLOAT_X86
+    if (has_avx512()) {
+        narrow_avx512(row, count, engine, out);
+        return;
+    }
+#endif
+    narrow(row, count, engine, out);
 }

@@ -8,7 +8,7 @@
 /* What is multiplied. WORDS are pairs of 16-bit integers, for processors without VNNI. */
 enum engine { REALS, BRAINS, BYTES, WORDS };
 
-/* A convolution over x [images][height][width][channels]; pairs are along the height and the width. */
+/* A convolution over x [images][channels][height][width]; pairs are along the height and the width. */
 typedef struct {
     int64_t channels, size[2], kernel[2], stride[2], padding[2], dilation[2], out[2];
 } window;
@@ -38,6 +38,13 @@ static inline int64_t input_groups(const activations *a) {
 static inline int unit_columns(enum engine engine) {
     return engine == REALS ? 1 : engine == BYTES ? 4 : 2;
 }
+
+/* `count` numbers of x from `from` on, on a grid that all share; whether there was a NaN among them that
+   numbers of the engine cannot say. */
+int mf_put(const activations *a, enum engine engine, int64_t from, int64_t count, float *row);
+
+/* Numbers in their order, in the width of an engine. */
+void mf_narrow(const float *row, int64_t count, enum engine engine, void *out);
 
 /* One token on its grid, in units [dwords][U] for weights of `how->bits` bits.
 
