@@ -12,24 +12,30 @@ from minifloat.calibrate import durable
 from minifloat.errors import UserError
 
 
+_SHARE = 20  # a twentieth of the time at most goes to writing states
+
+
 class Draft:
     """A file that the latest state replaces.
 
     Args:
         path: the file.
-        every: seconds that lie between two states at least.
+        every: seconds that lie between two states at least, more if writing one takes long; with 0
+            a state is always worth writing.
     """
 
     def __init__(self, path: Path, every: float) -> None:
         self._path, self._every = path, every
+        self._pause = every
         self._last = time.monotonic()
 
     def due(self) -> bool:
         """Whether a state is worth writing."""
-        return time.monotonic() - self._last >= self._every
+        return time.monotonic() - self._last >= self._pause
 
     def save(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Replace the state."""
+        started = time.monotonic()
         try:
             durable.write(self._path, tensors, notes)
         except (OSError, SafetensorError) as error:
@@ -38,6 +44,8 @@ class Draft:
                 "room, --resume goes on"
             ) from error
         self._last = time.monotonic()
+        if self._every:
+            self._pause = max(self._every, _SHARE * (self._last - started))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The latest state, if one is there and whole."""

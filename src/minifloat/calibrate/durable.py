@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-    """Write a safetensors file that takes its name only when it is whole.
+    """Write a safetensors file that takes its name only when it is whole; no two share memory.
 
     Raises:
         OSError, SafetensorError: there is no room, or no right to write.
     """
-    kept = {key: value.contiguous().clone() for key, value in tensors.items()}
+    kept = {key: value.contiguous() for key, value in tensors.items()}
     partial = path.with_suffix(".partial")
     save_file(kept, partial, {"notes": json.dumps(dict(notes)), "digest": _digest(kept)})
     with partial.open("rb") as file:

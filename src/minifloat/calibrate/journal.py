@@ -72,7 +72,8 @@ class Journal:
                 layer = model.get_submodule(layer_name)
                 assert isinstance(layer, QLayer)
                 layers[layer_name] = {"spec": layer.spec.to_json(), "rank": layer.rank}
-            state = model.get_submodule(name).state_dict()
+            block = model.get_submodule(name)
+            state = {key: value.clone() for key, value in block.state_dict().items()}
             try:
                 durable.write(self._file(name), state, {"layers": layers, "outcome": outcome})
             except (OSError, SafetensorError) as error:

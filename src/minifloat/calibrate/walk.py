@@ -222,6 +222,7 @@ def walk(
             window = _window(line.steps, specs, team)
             done = line.steps[: max(1, width - overlap)]
             outcomes = _finish(model, window, [step.name for step in done], passes, journal)
+            del window  # its layers' full-precision weights and statistics go
             for step, outcome in zip(done, outcomes, strict=True):
                 block = model.get_submodule(step.name)  # a new one if the block is a layer itself
                 found = Window(step.name, block, {}, step.calls, step.targets, outcome)
@@ -253,6 +254,7 @@ def _finish(
     for apply in passes:
         apply(window)
     outcomes = [_replace(model, window.layers_of(name)) for name in names]
+    window.layers.clear()
     if journal is not None and window.team.rank == 0:
         journal.keep(names, model, outcomes)
     return outcomes
