@@ -45,6 +45,7 @@ ARMS: dict[str, dict[str, str]] = {
     "FP8 weights alone": FP8 | ALONE,
     "FP8 weights alone, tensor objective": FP8 | ALONE | {"objective": "tensor"},
     "FP8/FP8 tensor objective": FP8 | {"objective": "tensor"},
+    "FP4/FP8 learned, windows of 2": LEARNED | {"window": "2"},
     "FP8/FP8 signed only": FP8 | {"unsigned": "false"},
     "INT8/INT8 signed only": FP8 | INT | {"unsigned": "false"},
     "FP8/FP8 unsearched clip": FP8 | {"search": "false"},

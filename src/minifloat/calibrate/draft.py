@@ -11,7 +11,6 @@ from torch import Tensor
 from minifloat.calibrate import durable
 from minifloat.errors import UserError
 
-
 _SHARE = 20  # a twentieth of the time at most goes to writing states
 
 
