@@ -14,13 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import scipy.linalg
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from minifloat.evaluate.frechet import frechet
 from zoo import corpora, emoji
 from zoo.emoji import GROUPS, NO_GROUP, Emoji, Pictures
 
@@ -128,13 +127,7 @@ def score(judge: Judge, images: Tensor, asked: Labels) -> Score:
 @torch.inference_mode()
 def distance(judge: Judge, images: Tensor, others: Tensor) -> float:
     """The Frechet distance of Gaussians through the judge's features of two sets of pictures."""
-    means, spreads = [], []
-    for pictures in (images, others):
-        found = judge.describe(pictures).double().numpy()
-        means.append(found.mean(0))
-        spreads.append(np.cov(found, rowvar=False))
-    root = scipy.linalg.sqrtm(spreads[0] @ spreads[1]).real
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(spreads[0] + spreads[1] - 2 * root))
+    return frechet(judge.describe(images), judge.describe(others))
 
 
 def write_held_out(pictures: Pictures) -> None:

@@ -36,6 +36,15 @@ class Method:
     paper: str
     plan: Plan
     passes: tuple[Pass, ...]
+    window: int = 1  # blocks that are worked on together
+    overlap: int = 0  # of them, those that the next window works out anew
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.window:
+            raise UserError(
+                f"a window of {self.window} blocks cannot share {self.overlap} with the next; the "
+                "overlap is 0 or more and less than the window"
+            )
 
 
 def quantize(
@@ -80,6 +89,7 @@ def quantize(
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
     where: Any = {"budget": budget, "journal": journal, "weights": weights, "team": team}
+    where |= {"width": method.window, "overlap": method.overlap}
     windows: Iterable[Window] = walk(model, adapter, batches, specs, method.passes, **where)
     outcome: dict[str, dict[str, Any]] = {}
     block_sqnr: list[tuple[str, float]] = []

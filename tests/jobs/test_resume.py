@@ -72,21 +72,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 def test_a_damaged_block_is_worked_out_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {"seed": 0}, resume=False)
     model = nn.Sequential(nn.Linear(4, 4))
-    assert journal.restore("0", model) is None
-    journal.keep("0", model, {})
-    assert journal.restore("0", model) == {}
+    assert journal.restore(["0"], model) is None
+    journal.keep(["0"], model, [{}])
+    assert journal.restore(["0"], model) == [{}]
     file = tmp_path / "0.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert journal.restore("0", model) is None
+    assert journal.restore(["0"], model) is None
     file.write_bytes(data[:-8])
-    assert journal.restore("0", model) is None
+    assert journal.restore(["0"], model) is None
 
 
 def test_other_settings_start_anew(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {"seed": 0}, resume=False)
-    journal.keep("0", nn.Sequential(nn.Linear(4, 4)), {})
+    journal.keep(["0"], nn.Sequential(nn.Linear(4, 4)), [{}])
     with pytest.raises(UserError, match="stopped after 1 blocks"):
         Journal(tmp_path, {"seed": 0}, resume=False)
     with pytest.raises(UserError, match="seed was 0, is 1"):

@@ -8,7 +8,8 @@ import transformers
 from torch import nn
 
 import minifloat  # noqa: F401  registers with transformers
-from minifloat.calibrate.walk import tensors, walk
+from minifloat.calibrate.line import tensors
+from minifloat.calibrate.walk import walk
 from minifloat.errors import UserError
 from minifloat.export.native import save
 from minifloat.method import quantize

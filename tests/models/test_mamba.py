@@ -8,8 +8,9 @@ import transformers
 from torch import nn
 
 import minifloat  # noqa: F401  registers with transformers
+from minifloat.calibrate.line import tensors
 from minifloat.calibrate.stats import quantizable
-from minifloat.calibrate.walk import tensors, walk
+from minifloat.calibrate.walk import walk
 from minifloat.export.native import save
 from minifloat.layers import QLinear
 from minifloat.method import quantize

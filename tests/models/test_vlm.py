@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import minifloat  # noqa: F401  registers with transformers
-from minifloat.calibrate.walk import tensors, walk
+from minifloat.calibrate.line import tensors
+from minifloat.calibrate.walk import walk
 from minifloat.errors import UserError
 from minifloat.export.native import save
 from minifloat.layers import QLinear

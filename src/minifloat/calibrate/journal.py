@@ -7,17 +7,16 @@ same bits, while activations would take many times the model's room.
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import nn
 
+from minifloat.calibrate import durable
+from minifloat.calibrate.draft import Draft
 from minifloat.errors import UserError
 from minifloat.layers import QLayer, packed_like
 from minifloat.shards import Entry, entries_of
@@ -33,13 +32,16 @@ class Journal:
         folder: made if it is not there.
         settings: all that decides the result, as JSON; a journal belongs to one set of them.
         resume: go on with what the folder holds.
+        every: seconds between two states of a block that is being worked on.
 
     Raises:
         UserError: to resume with other settings, or to start anew over finished blocks of the same.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], *, resume: bool, every: float = 60.0
+    ) -> None:
+        self._folder, self._every = folder, every
         settings = json.loads(json.dumps(settings))
         found = _read_settings(folder / _SETTINGS)
         if resume and found is None:
@@ -57,28 +59,36 @@ class Journal:
             folder.mkdir(parents=True)
             (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
-    def keep(self, name: str, model: nn.Module, outcome: dict[str, dict[str, Any]]) -> None:
-        """Write a finished block down: its packed layers' specs, its tensors, what is known of it."""
-        layers = {}
-        for layer_name in outcome:
-            layer = model.get_submodule(layer_name)
-            assert isinstance(layer, QLayer)
-            layers[layer_name] = {"spec": layer.spec.to_json(), "rank": layer.rank}
-        state = model.get_submodule(name).state_dict()
-        tensors = {key: value.contiguous().clone() for key, value in state.items()}
-        notes = {"layers": layers, "outcome": outcome, "digest": _digest(tensors)}
-        final = self._folder / f"{name}.safetensors"
-        partial = final.with_suffix(".partial")
-        try:
-            save_file(tensors, partial, {"block": json.dumps(notes)})
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(final)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot keep the finished block {name} in {self._folder} ({error}); once there is "
-                "room, --resume goes on from the blocks before it"
-            ) from error
+    def keep(
+        self, names: Sequence[str], model: nn.Module, outcomes: Sequence[dict[str, dict[str, Any]]]
+    ) -> None:
+        """Write finished blocks down: packed layers' specs, tensors, what is known of them.
+
+        The first is written last, so that it stands for them all.
+        """
+        for name, outcome in reversed(list(zip(names, outcomes, strict=True))):
+            layers = {}
+            for layer_name in outcome:
+                layer = model.get_submodule(layer_name)
+                assert isinstance(layer, QLayer)
+                layers[layer_name] = {"spec": layer.spec.to_json(), "rank": layer.rank}
+            block = model.get_submodule(name)
+            state = {key: value.clone() for key, value in block.state_dict().items()}
+            try:
+                durable.write(self._file(name), state, {"layers": layers, "outcome": outcome})
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"cannot keep the finished block {name} in {self._folder} ({error}); once there "
+                    "is room, --resume goes on from the blocks before it"
+                ) from error
+        self.draft(names[0]).drop()
+
+    def draft(self, name: str) -> Draft:
+        """What is kept of the window that begins with the block `name` while it is worked on."""
+        return Draft(self._folder / f"{name}.draft", self._every)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
 
     def tensors(self) -> dict[str, Entry]:
         """Where every tensor of the finished blocks lies, by its name in the model."""
@@ -88,26 +98,26 @@ class Journal:
             for key, entry in entries_of(file)
         }
 
-    def restore(self, name: str, model: nn.Module) -> dict[str, dict[str, Any]] | None:
-        """Put a block's packed layers in place and return its outcome; None if it was not finished.
+    def restore(
+        self, names: Sequence[str], model: nn.Module
+    ) -> list[dict[str, dict[str, Any]]] | None:
+        """Put blocks' packed layers in place and return their outcomes; None unless all were finished.
 
         A file that a failing disk has damaged counts as not finished.
         """
-        try:
-            with safe_open(self._folder / f"{name}.safetensors", framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                notes = json.loads(file.metadata()["block"])
-        except (OSError, SafetensorError):
-            return None
-        if _digest(tensors) != notes["digest"]:
-            return None
-        for layer_name, kept in notes["layers"].items():
-            old = model.get_submodule(layer_name)
-            layer = packed_like(old, LayerSpec.from_json(kept["spec"]), kept["rank"])
-            model.set_submodule(layer_name, layer)
-        model.get_submodule(name).load_state_dict(tensors)
-        outcome: dict[str, dict[str, Any]] = notes["outcome"]
-        return outcome
+        found = []
+        for name in names:
+            kept = durable.read(self._file(name))
+            if kept is None:
+                return None
+            found.append(kept)
+        for name, (tensors, notes) in zip(names, found, strict=True):
+            for layer_name, about in notes["layers"].items():
+                old = model.get_submodule(layer_name)
+                layer = packed_like(old, LayerSpec.from_json(about["spec"]), about["rank"])
+                model.set_submodule(layer_name, layer)
+            model.get_submodule(name).load_state_dict(tensors)
+        return [notes["outcome"] for _, notes in found]
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -119,16 +129,6 @@ def fingerprint(model: nn.Module) -> str:
             continue
         first = parameter.detach().reshape(-1)[:1024].float().cpu()
         digest.update(first.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(
-            tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
     return digest.hexdigest()
 
 

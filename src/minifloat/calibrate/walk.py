@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from minifloat.calibrate.chain import Chain, Step, as_one
+from minifloat.calibrate.draft import Draft
 from minifloat.calibrate.journal import Journal
-from minifloat.calibrate.runs import Call, Run, waiting_at
+from minifloat.calibrate.line import Line
+from minifloat.calibrate.runs import Call, waiting_at
 from minifloat.calibrate.shelf import Shelf
 from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, quantizable, sqnr
 from minifloat.calibrate.team import ALONE, Team
@@ -62,7 +64,8 @@ class Window:
     """What a pass works on: the layers of a block, its calls in the quantized stream, its targets.
 
     `calls` and `targets` have one entry a batch: the block's arguments after the quantized blocks
-    before it, and its output in the full-precision model.
+    before it, and its output in the full-precision model. The block may be several in a row
+    (`chain.py`), whose targets are the last one's; `name` is that of the first.
     """
 
     name: str
@@ -73,11 +76,22 @@ class Window:
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
     block_sqnr: float = float("nan")
     team: Team = ALONE
+    draft: Draft | None = None  # where a long pass keeps its state
 
     def forward(self, index: int) -> Any:
         """The block's output for batch `index`."""
         call = self.calls[index]
         return self.block(*call.args, **call.kwargs)
+
+    def path(self, layer: str) -> str:
+        """The name of a layer inside `block`, empty where the block is that layer."""
+        if isinstance(self.block, Chain):
+            return self.block.path(layer)
+        return layer.removeprefix(self.name).removeprefix(".")
+
+    def layers_of(self, block: str) -> dict[str, Work]:
+        """The layers of one of the blocks."""
+        return {n: w for n, w in self.layers.items() if n == block or n.startswith(f"{block}.")}
 
     def collect_hessians(self, enough: int = 0) -> None:
         """One run of the block over its quantized inputs, counting every layer's inputs.
@@ -179,8 +193,10 @@ def walk(
     journal: Journal | None = None,
     weights: Weights | None = None,
     team: Team = ALONE,
+    width: int = 1,
+    overlap: int = 0,
 ) -> Iterator[Window]:
-    """Quantize block by block, in place; yields every finished window.
+    """Quantize window by window, in place; yields every finished block as a window of its own.
 
     Args:
         model: the model; its planned layers become packed ones.
@@ -192,101 +208,70 @@ def walk(
         journal: keeps finished blocks on disk, and gives back those of a run that was stopped.
         weights: loads a block before its window and lets it go after; only the journal has it then.
         team: the processes that share the calibration; `batches` are this one's.
+        width: blocks in a window; fewer where the model computes something between two of them.
+        overlap: blocks of a window that the next one works out anew, after having served as what
+            the others' outputs are for.
     """
     blocks = adapter.blocks(model)
-    shelf = Shelf(budget)
     functions = [functools.partial(adapter.run, model, batch) for batch in batches]
+    bring = weights.bring if weights is not None else lambda name: None
     with waiting_at(blocks, functions * 2) as runs:
         full, quantized = runs[: len(batches)], runs[len(batches) :]
-        waiting = list(blocks)
-        while (name := _next_block(full, waiting)) is not None:
-            waiting.remove(name)
-            if weights is not None:
-                weights.bring(name)
-            window = _window(name, blocks[name], specs, full, quantized, shelf)
-            window.team = team
-            _finish(model, window, passes, journal)
-            window.block = model.get_submodule(name)  # a new one if the block is a layer itself
-            window.block_sqnr = _advance(window, full, quantized, shelf)
-            yield window
-            window.targets.clear()
-            if weights is not None:
-                weights.release(name)
-    if waiting:
+        line = Line(blocks, full, quantized, Shelf(budget), team, bring)
+        while line.reach(width):
+            window = _window(line.steps, specs, team)
+            done = line.steps[: max(1, width - overlap)]
+            outcomes = _finish(model, window, [step.name for step in done], passes, journal)
+            del window  # its layers' full-precision weights and statistics go
+            for step, outcome in zip(done, outcomes, strict=True):
+                block = model.get_submodule(step.name)  # a new one if the block is a layer itself
+                found = Window(step.name, block, {}, step.calls, step.targets, outcome)
+                found.block_sqnr = line.finish(step, block)
+                found.calls.clear()
+                yield found
+                found.targets.clear()
+                if weights is not None:
+                    weights.release(step.name)
+    if line.waiting:
         raise UserError(
-            f"calibration never reached {waiting[0]} ({len(waiting)} such blocks), "
+            f"calibration never reached {line.waiting[0]} ({len(line.waiting)} such blocks), "
             "so nothing is known of their inputs; use batches that reach them"
         )
 
 
 def _finish(
-    model: nn.Module, window: Window, passes: Sequence[Pass], journal: Journal | None
-) -> None:
-    """Leave packed layers in the model and their outcome in the window: worked out, or given back."""
-    outcome = None if journal is None else journal.restore(window.name, model)
-    if outcome is not None:
-        window.outcome.update(outcome)
-        window.layers.clear()
-        return
+    model: nn.Module,
+    window: Window,
+    names: Sequence[str],
+    passes: Sequence[Pass],
+    journal: Journal | None,
+) -> list[dict[str, dict[str, Any]]]:
+    """Leave the packed layers of some blocks in the model: worked out, or given back; their outcomes."""
+    known = None if journal is None else journal.restore(names, model)
+    if known is not None:
+        return known
+    window.draft = None if journal is None else journal.draft(window.name)
     for apply in passes:
         apply(window)
-    _replace(model, window)
+    outcomes = [_replace(model, window.layers_of(name)) for name in names]
+    window.layers.clear()
     if journal is not None and window.team.rank == 0:
-        journal.keep(window.name, model, window.outcome)
+        journal.keep(names, model, outcomes)
+    return outcomes
 
 
-def _next_block(runs: Sequence[Run], waiting: list[str]) -> str | None:
-    """The block at which all runs wait, None at their end."""
-    names = {run.call.name if run.call else None for run in runs}
-    if len(names) > 1:
-        raise UserError(f"batches call blocks in different orders: {sorted(map(str, names))}")
-    name = names.pop()
-    if name is not None and name not in waiting:
-        raise UserError(f"{name} is called twice in one run; such a block cannot be walked")
-    return name
-
-
-def _window(
-    name: str,
-    block: nn.Module,
-    specs: dict[str, LayerSpec | None],
-    full: Sequence[Run],
-    quantized: Sequence[Run],
-    shelf: Shelf,
-) -> Window:
-    """The window of the block at which all runs wait."""
+def _window(steps: Sequence[Step], specs: dict[str, LayerSpec | None], team: Team) -> Window:
+    """What passes see of some blocks in a row."""
     layers = {}
-    for full_name, module in quantizable(block, name).items():
-        spec = specs.get(full_name)
-        if spec is not None and spec.weight is not None:
-            layers[full_name] = Work(module, spec)
-    window = Window(name, block, layers, [run.call for run in quantized if run.call], [])
+    for step in steps:
+        for name, module in quantizable(step.block, step.name).items():
+            spec = specs.get(name)
+            if spec is not None and spec.weight is not None:
+                layers[name] = Work(module, spec)
+    block, calls = as_one(steps)
+    window = Window(steps[0].name, block, layers, calls, steps[-1].targets, team=team)
     _check_finite(window)
-    for run in full:
-        assert run.call is not None
-        window.targets.append(shelf.keep(block(*run.call.args, **run.call.kwargs)))
     return window
-
-
-def _advance(window: Window, full: Sequence[Run], quantized: Sequence[Run], shelf: Shelf) -> float:
-    """Hand the outputs of the quantized block and the targets to their runs; returns its SQNR in dB."""
-    power = error = torch.zeros((), dtype=torch.float64)
-    for index, run in enumerate(quantized):
-        output = shelf.keep(window.forward(index))
-        for found, target in zip(tensors(output), tensors(window.targets[index]), strict=True):
-            power = power + target.double().square().sum()
-            error = error + (target - found).double().square().sum()
-        run.resume(output)
-        full[index].resume(window.targets[index])
-    window.calls.clear()
-    signal, noise = window.team.total(float(power)), window.team.total(float(error))
-    return 10 * math.log10(signal / noise) if signal and noise else math.inf
-
-
-def tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors that a block hands on: one, or text and image of a joint block."""
-    leaves = tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _check_finite(window: Window) -> None:
@@ -299,14 +284,15 @@ def _check_finite(window: Window) -> None:
             )
 
 
-def _replace(model: nn.Module, window: Window) -> None:
-    """Put packed layers in the place of the linear ones, and write down what became of them."""
-    for name, work in window.layers.items():
+def _replace(model: nn.Module, works: dict[str, Work]) -> dict[str, dict[str, Any]]:
+    """Put packed layers in the place of the linear ones; returns what became of them."""
+    outcome = {}
+    for name, work in works.items():
         assert work.q is not None, f"no pass quantized {name}"
         w, w_hat = work.weight(), work.quantized_weight()
         scales = work.q.scale.values(work.q.spec)
         seen = work.hessian and output_sqnr(w, w_hat, work.hessian.value)
-        window.outcome[name] = {
+        outcome[name] = {
             "weight_sqnr": sqnr(w, w_hat.sub_(w)),
             "output_sqnr": seen,
             "samples": work.hessian and work.hessian.rows,
@@ -321,7 +307,7 @@ def _replace(model: nn.Module, window: Window) -> None:
         layer = packed_like(work.module, work.spec, rank)
         layer.fill(work.q, bias=bias, low_rank=work.low_rank, input_scale=work.input_scale)
         model.set_submodule(name, layer)
-    window.layers.clear()
+    return outcome
 
 
 def _histogram(q: QTensor) -> list[list[float]]:

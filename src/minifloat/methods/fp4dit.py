@@ -41,6 +41,8 @@ def fp4dit(
     steps: int = 300,
     lr: float = 0.1,
     mixed: bool = False,
+    window: int = 1,
+    overlap: int = 0,
 ) -> Method:
     """Searched formats, groups, learned rounding, activations scaled by token.
 
@@ -60,6 +62,8 @@ def fp4dit(
         steps: steps of learned rounding for each block.
         lr: its learning rate, of V' where scale-aware.
         mixed: let it compute in bfloat16, for processors that have instructions for it.
+        window: blocks in a row that learn together.
+        overlap: blocks of a window that the next one learns anew (CBQ has 1 of 2).
     """
     others, before_gelu, inputs = _formats(formats, family, weight_bits, activation_bits)
     grid = FULL_GRID if search else (1.0,)
@@ -72,7 +76,7 @@ def fp4dit(
         x = QuantSpec(inputs[0], (1, -1) if online else (-1, -1), FP32, dynamic=online)
         passes.append(choose_online_formats(inputs) if online else search_inputs(inputs, grid))
     plan = _plan(others[0], before_gelu, group_size, x, attention=attention)
-    return Method("fp4dit", "arXiv 2503.15465", plan, tuple(passes))
+    return Method("fp4dit", "arXiv 2503.15465", plan, tuple(passes), window, overlap)
 
 
 def _formats(

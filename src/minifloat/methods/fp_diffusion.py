@@ -32,6 +32,8 @@ def fp_diffusion(
     steps: int = 300,
     lr: float = 0.1,
     mixed: bool = False,
+    window: int = 1,
+    overlap: int = 0,
 ) -> Method:
     """Searched formats, static activations, learned rounding.
 
@@ -48,6 +50,8 @@ def fp_diffusion(
         steps: its steps for each block.
         lr: its learning rate.
         mixed: let it compute in bfloat16, for processors that have instructions for it.
+        window: blocks in a row that learn together.
+        overlap: blocks of a window that the next one learns anew (CBQ has 1 of 2).
     """
     tile = (-1, -1) if group_size == 0 else (1, group_size)
     weights = candidates(family, weight_bits)
@@ -66,4 +70,4 @@ def fp_diffusion(
         passes.append(search_inputs(inputs, grid, objective=objective))
     w = QuantSpec(weights[0], tile, formats.FP32 if group_size == 0 else formats.FP16)
     plan = Plan((("*", LayerSpec(weight=w, input=x)),))
-    return Method("fp-diffusion", "arXiv 2408.06995", plan, tuple(passes))
+    return Method("fp-diffusion", "arXiv 2408.06995", plan, tuple(passes), window, overlap)

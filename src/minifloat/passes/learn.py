@@ -10,12 +10,14 @@ that a block returns count: a block of SD3 or Flux hands on the text as well as 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from minifloat.calibrate.walk import Pass, Window, tensors
+from minifloat.calibrate.line import tensors
+from minifloat.calibrate.walk import Pass, Window
 from minifloat.errors import UserError, unknown
 from minifloat.passes.gptq import gptq_targets
 from minifloat.passes.rounder import Annealing, Rounder
@@ -116,7 +118,8 @@ class Descent:
         rounders = list(self.rounders.values())
         optimizer = torch.optim.Adam([r.logits for r in rounders], lr=lr, fused=True)
         weight = self.annealing.weight / sum(r.logits.numel() for r in rounders)
-        for step in range(steps):
+        settings = {"steps": steps, "lr": lr, "seed": seed}
+        for step in range(self._recall(optimizer, generator, settings), steps):
             choice = int(torch.randint(len(self.learned), (), generator=generator))
             index = self.learned[choice]
             soft = {name: rounder.soften() for name, rounder in self.rounders.items()}
@@ -132,6 +135,41 @@ class Descent:
                 self.judge()
                 if self.undecided() < _SETTLED:
                     break
+            draft = self.window.draft
+            if draft is not None and draft.due() and self.window.team.rank == 0:
+                notes = settings | {"done": step + 1, "best": self.best}
+                draft.save(self._state(optimizer, generator), notes)
+
+    def _state(self, optimizer: torch.optim.Adam, generator: torch.Generator) -> dict[str, Tensor]:
+        """All that the rest of the steps depends on, and the codes that are kept so far."""
+        state = {"generator": generator.get_state()}
+        for name, rounder in self.rounders.items():
+            kept = self.window.layers[name].q
+            assert kept is not None
+            state[f"{name}/logits"], state[f"{name}/codes"] = rounder.logits.detach(), kept.codes
+            for key, value in optimizer.state[rounder.logits].items():
+                state[f"{name}/{key}"] = value
+        return state
+
+    def _recall(
+        self, optimizer: torch.optim.Adam, generator: torch.Generator, settings: dict[str, float]
+    ) -> int:
+        """Take up the state of a run that was stopped; returns how many steps it holds."""
+        known = self.window.draft and self.window.draft.load()
+        if not known or any(known[1].get(key) != value for key, value in settings.items()):
+            return 0
+        state, notes = known
+        generator.set_state(state["generator"])
+        for name, rounder in self.rounders.items():
+            device = rounder.logits.device
+            own = {k: state[f"{name}/{k}"].to(device) for k in ("step", "exp_avg", "exp_avg_sq")}
+            optimizer.state[rounder.logits] = own
+            rounder.logits.data = state[f"{name}/logits"].to(device)
+            work = self.window.layers[name]
+            assert work.q is not None
+            work.q = replace(work.q, codes=state[f"{name}/codes"].to(device))
+        self.best = notes["best"]
+        return int(notes["done"])
 
     def undecided(self) -> float:
         """The share of weights that are on their way between their neighbours."""
@@ -167,9 +205,10 @@ class Descent:
         window, call = self.window, self.window.calls[index]
         named = {}
         for name, w in weights.items():
-            own = name.removeprefix(window.name).removeprefix(".")
             weight = window.layers[name].module.weight
-            named[f"{own}.weight" if own else "weight"] = w.view(weight.shape).to(weight.dtype)
+            named[f"{window.path(name)}.weight".removeprefix(".")] = w.view(weight.shape).to(
+                weight.dtype
+            )
         device = next(iter(weights.values())).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.mixed):
             output = functional_call(window.block, named, call.args, call.kwargs)
