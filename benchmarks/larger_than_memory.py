@@ -3,9 +3,10 @@
     python -m benchmarks.larger_than_memory FOLDER [--memory 6GB] [--solver nearest|gptq] [--layers 32]
 
 Random weights are written block by block into FOLDER/model (13.5 GB, once), with the small tokenizer of
-the zoo. Then the ordinary command runs: two windows of 64 tokens, no search of scales (which takes time and no
-memory) and no evaluation, since random weights predict nothing. The figure is the peak resident memory of that process, and the curve beside the result,
-SOLVER.jsonl, what it holds every few seconds. A run that was stopped goes on where it was.
+the zoo. Then the ordinary command runs: two windows of 64 tokens, no search of scales (it takes time and
+no memory) and no evaluation, since random weights predict nothing. The figure is the peak resident
+memory of that process, and the curve beside the result, SOLVER.jsonl, what it holds every few seconds. A
+run that was stopped goes on where it was.
 """
 
 import argparse
