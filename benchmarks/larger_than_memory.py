@@ -1,10 +1,12 @@
 """A 7B-shaped Llama in bfloat16, quantized within a limit of memory far below its size.
 
-    python -m benchmarks.larger_than_memory FOLDER [--memory 6GB] [--method nearest|gptq] [--layers 32]
+    python -m benchmarks.larger_than_memory FOLDER [--memory 6GB] [--solver nearest|gptq] [--layers 32]
 
 Random weights are written block by block into FOLDER/model (13.5 GB, once), with the small tokenizer of
-the zoo. Then the ordinary command runs: two windows of 64 tokens, no evaluation, since random weights
-predict nothing. The figure is the peak resident memory of that process.
+the zoo. Then the ordinary command runs: two windows of 64 tokens, no search of scales (it takes time and
+no memory) and no evaluation, since random weights predict nothing. The figure is the peak resident
+memory of that process, and the curve beside the result, SOLVER.jsonl, what it holds every few seconds. A
+run that was stopped goes on where it was.
 """
 
 import argparse
@@ -19,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.common import add_row, read_rows
+from minifloat.jobs.unfinished import unfinished
 from minifloat.shards import write
 
 WIDTH, FEED, TOKENS = 4096, 11008, 32000
@@ -29,6 +33,7 @@ SHAPES = {
     "mlp.down_proj": (WIDTH, FEED),
 }
 ZOO = Path(__file__).parents[1] / "zoo" / "llama-tiny"
+EVERY = 5.0  # seconds between two looks at the memory
 
 
 def tensors(layers: int) -> Iterator[tuple[str, Tensor]]:
@@ -71,25 +76,51 @@ def model(folder: Path, layers: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def watch(command: list[str], curve: Path) -> int:
+    """Run a command to its end, writing its resident memory down; returns the most in bytes."""
+    rows = read_rows(curve)
+    before, started = (rows[-1]["seconds"] if rows else 0.0), time.perf_counter()
+    run = subprocess.Popen(command)
+    most = max((row["peak"] for row in rows), default=0)
+    while run.poll() is None:
+        now, peak = _memory(run.pid)
+        most = max(most, peak)
+        seconds = round(before + time.perf_counter() - started, 1)
+        add_row(curve, {"seconds": seconds, "resident": now, "peak": peak})
+        time.sleep(EVERY)
+    if run.returncode:
+        sys.exit(run.returncode)
+    return most
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Bytes that a process holds now, and the most so far; zeros once it has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    found = {key: value for key, _, value in (line.partition(":") for line in lines)}
+    now, most = (int(found.get(key, "0").split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    return now, most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--memory", default="6GB")
-    parser.add_argument("--method", choices=("nearest", "gptq"), default="nearest")
+    parser.add_argument("--solver", choices=("nearest", "gptq"), default="nearest")
     parser.add_argument("--layers", type=int, default=32)
     args = parser.parse_args()
-    source, out = args.folder / "model", args.folder / args.method
+    source, out = args.folder / "model", args.folder / args.solver
     model(source, args.layers)
     command = [sys.executable, "-m", "minifloat", "quantize", str(source), "--out", str(out)]
     command += ["--memory", args.memory, "--samples", "2", "--length", "64", "--evaluate", "0"]
-    started = time.perf_counter()
-    subprocess.run([*command, "--set", f"solver={args.method}", "--set", "rank=0"], check=True)
-    seconds = time.perf_counter() - started
-    report = json.loads((out / "report.json").read_text())
-    size = report["size"]
+    command += ["--set", f"solver={args.solver}", "--set", "rank=0", "--set", "search=false"]
+    command += ["--resume"] if any(unfinished(out).glob("*.safetensors")) else []
+    curve = out.with_suffix(".jsonl")
+    peak = watch(command, curve)
+    seconds = read_rows(curve)[-1]["seconds"]
+    size = json.loads((out / "report.json").read_text())["size"]
     print(
-        f"| {args.method} | {args.memory} | {size['before'] / 1e9:.2f} GB | "
-        f"{size['after'] / 1e9:.2f} GB | {report['peak_memory'] / 1e9:.2f} GB | {seconds:.0f} s |"
+        f"| {args.solver} | {args.memory} | {size['before'] / 1e9:.2f} GB | "
+        f"{size['after'] / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {seconds:.0f} s |"
     )
 
 

@@ -20,6 +20,7 @@ LAYERS = (
     ("calibrate",),
     ("export", "evaluate"),
     ("passes",),
+    ("guard",),
     ("method",),
     ("methods",),
     ("hf",),

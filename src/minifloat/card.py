@@ -26,7 +26,7 @@ _READERS = {
 
 def write_card(report: dict[str, Any], folder: Path, *, pipeline: bool) -> None:
     """Write `README.md` into the folder of a run."""
-    load = _PIPELINE if pipeline else _MODEL
+    load = _PIPELINE if pipeline else _model(*report["loads"])
     parts = [
         _front(report, "diffusers" if pipeline else "transformers"),
         f"# {Path(str(report['model'])).name}, quantized by {report['method']}",
@@ -109,13 +109,17 @@ def _flags(folder: Path, contract: str) -> tuple[str, str | None]:
     return "", reason
 
 
-_MODEL = """```python
+def _model(model: str, companion: str) -> str:
+    """How to load a model and what goes with it: a tokenizer, or a processor of pictures too."""
+    name = companion.removeprefix("Auto").lower()
+    return f"""```python
 import minifloat  # registers with transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {model}, {companion}
 
-model = AutoModelForCausalLM.from_pretrained(DIR)
-tokenizer = AutoTokenizer.from_pretrained(DIR)
+model = {model}.from_pretrained(DIR)
+{name} = {companion}.from_pretrained(DIR)
 ```"""
+
 
 _PIPELINE = """```python
 import minifloat  # registers with diffusers

@@ -47,7 +47,10 @@ def quantize(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Calibration text, or prompts: one a line, or .safetensors."),
+        typer.Option(
+            help="Calibration text; pictures (a folder with metadata.jsonl); or prompts: one a "
+            "line, or .safetensors."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed checkpoint.")] = Path("quantized"),
     plan: Annotated[
@@ -57,13 +60,13 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Seed of the calibration windows.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
     samples: Annotated[
-        int | None, typer.Option(help="Calibration windows, or calls of a denoiser.")
+        int | None, typer.Option(help="Calibration windows, pictures, or calls of a denoiser.")
     ] = None,
     length: Annotated[
         int, typer.Option(help="Tokens in a window, at most the model's context.")
     ] = 512,
     evaluate: Annotated[
-        int | None, typer.Option(help="Held-out tokens, or images, to judge on; 0 for none.")
+        int | None, typer.Option(help="Held-out tokens, pictures or images to judge on; 0: none.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampler steps of a diffusion pipeline.")] = 20,
     guidance: Annotated[
@@ -76,6 +79,9 @@ def quantize(
         str,
         typer.Option(help="Most that the run may take, such as 8GB; larger models go by blocks."),
     ] = "",
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Accept experts that no calibration token reached.")
+    ] = False,
 ) -> None:
     """Quantize a model, judge the result and write a packed checkpoint with its report."""
     from minifloat.jobs.job import Job
@@ -83,6 +89,7 @@ def quantize(
     settings = _settings(setting or [])
     job = Job(model, out, method, settings, data, plan, seed, device, samples, length)
     job = replace(job, evaluate=evaluate, steps=steps, guidance=guidance, resume=resume)
+    job = replace(job, unseen=unseen)
     _quantize(replace(job, memory=_bytes(memory) if memory else None))
 
 

@@ -3,7 +3,7 @@
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,10 +16,12 @@ from minifloat.calibrate.stats import quantizable
 from minifloat.calibrate.team import ALONE, Team
 from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
+from minifloat.guard import refuse_void
 from minifloat.kernels.table import pick, why
 from minifloat.layers import QLayer
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
+from minifloat.models.experts import closed_layers, fused_name, open_planned
 from minifloat.models.families import adapt
 from minifloat.models.kept import why_kept
 from minifloat.plan import Plan
@@ -59,6 +61,8 @@ def quantize(
     journal: Journal | None = None,
     weights: Weights | None = None,
     team: Team = ALONE,
+    apart: Mapping[str, str] | None = None,
+    unseen: bool = False,
 ) -> dict[str, Any]:
     """Quantize a model in place and return the report of the run.
 
@@ -67,7 +71,7 @@ def quantize(
         method: what to do.
         batches: calibration batches.
         adapter: how to walk the model; chosen by its shape if None, and then layers that see a
-            concatenation are split.
+            concatenation are split and fused experts opened.
         plan: takes the place of the method's own plan.
         progress: wraps the windows as they finish (their number is the second argument).
         budget: bytes of activations to keep in memory.
@@ -75,17 +79,27 @@ def quantize(
         weights: of a model that holds none itself (see `models/lazy.py`); its blocks are then left
             empty in the end, and lie in the journal.
         team: the processes that share the calibration; `batches` are this one's part.
+        apart: modules that are not walked, with the reason for the ledger.
+        unseen: accept experts that no calibration token reached; they are calibrated on their
+            weights alone.
 
     Returns:
         The report: ledger of every parameter, sizes, plan and times (see `report.py`).
+
+    Raises:
+        UserError: a mistake in what was given; or a void result, with the list of its layers.
     """
     if not batches:
         raise UserError("calibration needs at least one batch")
-    adapter = adapt(model) if adapter is None else adapter
     plan = method.plan if plan is None else plan
+    if adapter is None:
+        open_planned(model, plan)
+        adapter = adapt(model)
     blocks = adapter.blocks(model)
     names = [name for prefix, block in blocks.items() for name in quantizable(block, prefix)]
-    specs = plan.resolve(names)
+    closed = [name for layers in closed_layers(model).values() for name in layers]
+    resolved = plan.resolve(names + closed)
+    specs = {name: resolved[name] for name in names}
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
     where: Any = {"budget": budget, "journal": journal, "weights": weights, "team": team}
@@ -98,8 +112,8 @@ def quantize(
         outcome.update(window.outcome)
         block_sqnr.append((window.name, window.block_sqnr))
         memory.append((window.name, resident() / 2**20))
-    ledger = _ledger(model, before, specs, outcome)
-    _refuse_collapse(ledger)
+    ledger = _ledger(model, before, specs, outcome, apart or {})
+    refuse_void(ledger, specs, unseen=unseen)
     return {
         "minifloat": version("minifloat"),
         "method": method.name,
@@ -136,6 +150,7 @@ def _ledger(
     before: dict[str, tuple[torch.Size, int, int]],
     specs: dict[str, LayerSpec | None],
     outcome: dict[str, dict[str, Any]],
+    apart: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One row for every parameter that the model had: quantized how, or kept and why."""
     rows = []
@@ -153,9 +168,13 @@ def _ledger(
             device = "cpu" if layer.weight.is_meta else layer.weight.device.type
             row["kernel"] = pick(layer.op, spec, device).name
             row["kernel_reason"] = why(layer.op, spec, device)
+            if fused := fused_name(model, layer_name):
+                row["fused"] = fused
         else:
             module = model.get_submodule(name.rpartition(".")[0])
-            row |= {"status": "kept", "reason": why_kept(name, module, layer_name in specs)}
+            reason = next((why for tower, why in apart.items() if name.startswith(f"{tower}.")), "")
+            reason = reason or why_kept(name, module, layer_name in specs)
+            row |= {"status": "kept", "reason": reason}
             row |= {"weight": None, "input": None, "bits": 8.0 * size, "bytes": count * size}
         rows.append(row)
     return rows
@@ -175,13 +194,3 @@ def _theory_bits(layer: QLayer) -> float:
     shape = layer.shape
     extra = 16 * layer.rank * (shape[0] + shape[1]) / (shape[0] * shape[1])
     return layer.spec.weight.bits_per_value(shape) + extra
-
-
-def _refuse_collapse(ledger: list[dict[str, Any]]) -> None:
-    """A run that quantized nothing, or has dead or broken scales, fails and says where."""
-    done = [row for row in ledger if row["status"] == "quantized"]
-    if not done:
-        raise UserError("the plan quantized nothing: no rule gives a layer a weight spec")
-    for row in done:
-        if not row["scale_min"] > 0 or row["scale_max"] == float("inf"):
-            raise UserError(f"{row['name']} has scales from {row['scale_min']}; the run is void")

@@ -1,5 +1,6 @@
 """Mixtures of experts: fused parameters become layers, each calibrated by the tokens it is sent."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -116,7 +117,9 @@ def test_experts_that_few_tokens_reach_are_named() -> None:
     """One token visits two of four experts: all four are calibrated on weights, and say so."""
     model = tiny_lm.build("Mixtral").float()
     open_experts(model)
-    report = quantize(model, method(), batches(1, 1))
+    with pytest.raises(UserError, match="8 tensors: experts that no calibration token reached"):
+        quantize(copy.deepcopy(model), method(), batches(1, 1))
+    report = quantize(model, method(), batches(1, 1), unseen=True)
     rows = [row for row in report["ledger"] if ".experts." in row["name"]]
     reasons = [row["reason"] for row in rows]
     assert len(rows) == 2 * 4 * 2

@@ -139,10 +139,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(family: str) -> nn.Module:
+def build(family: str, **changes: Any) -> nn.Module:
     """A model of random weights in double precision; experts as plain loops, which know it."""
     torch.manual_seed(0)
-    settings = {k: v for k, v in (SMALL | FAMILIES[family]).items() if v is not None}
+    settings = {k: v for k, v in (SMALL | FAMILIES[family] | changes).items() if v is not None}
     config = getattr(transformers, f"{family}Config")(**settings)
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(
         config, experts_implementation="eager"

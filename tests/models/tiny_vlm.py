@@ -117,15 +117,17 @@ FAMILIES: dict[str, _Family] = {
 }
 
 
-def build(family: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A model of random weights."""
+def build(
+    family: str, dtype: torch.dtype = torch.float64, image_token: int = IMAGE_TOKEN, **changes: Any
+) -> nn.Module:
+    """A model of random weights; `changes` are to its text settings."""
     torch.manual_seed(0)
     vision_class, vision, text_class, text, whole, _ = FAMILIES[family]
     config = getattr(transformers, f"{family}Config")(
         vision_config=_config(vision_class, vision),
-        text_config=_config(text_class, text),
-        image_token_id=IMAGE_TOKEN,
-        image_token_index=IMAGE_TOKEN,
+        text_config=_config(text_class, text | changes),
+        image_token_id=image_token,
+        image_token_index=image_token,
         **whole,
     )
     model: nn.Module = getattr(transformers, f"{family}ForConditionalGeneration")(config)

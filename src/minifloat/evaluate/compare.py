@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from minifloat.evaluate.divergence import divergence_of, score
+from minifloat.evaluate.divergence import Scores, divergence_of, score
 from minifloat.evaluate.perplexity import perplexity_of
 
 
@@ -39,7 +39,11 @@ def compare(
     batch: int = 2,
 ) -> list[dict[str, str | float | None]]:
     """Perplexity of both models, KL divergence and top-1 agreement, one forward pass for each."""
-    scores = score(reference_model, model, tokens, window=window, batch=batch)
+    return rows_of(score(reference_model, model, tokens, window=window, batch=batch))
+
+
+def rows_of(scores: Scores) -> list[dict[str, str | float | None]]:
+    """The rows from the sums of a pass."""
     before = perplexity_of(scores.reference_loss, scores.counts)
     after = perplexity_of(scores.loss, scores.counts)
     apart = divergence_of(scores)

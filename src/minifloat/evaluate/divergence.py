@@ -1,5 +1,6 @@
 """How far a quantized model's predictions lie from the full-precision model's."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -61,25 +62,52 @@ def score(
     check(reference_model, tokens, window, window, batch)
     check(model, tokens, window, window, batch)
     sums: list[Tensor] = []
-    counts: list[int] = []
     with evaluating(reference_model, model):
         for block in batches(tokens, window, window, batch):
             expected = logits_of(reference_model, block.inputs)
             actual = logits_of(model, block.inputs)
-            if expected.shape != actual.shape:
-                raise UserError(
-                    "the two models cannot be compared: their vocabularies have "
-                    f"{expected.shape[-1]} and {actual.shape[-1]} tokens"
-                )
             for row, scored in enumerate(block.scored):
-                parts = (
-                    torch.split(part[row, -scored:], ROWS)
-                    for part in (expected, actual, block.targets)
-                )
-                sums.append(torch.stack([_rows(*some) for some in zip(*parts, strict=True)]).sum(0))
-                counts.append(scored)
-    table = torch.stack(sums, 1)
-    return Scores(torch.tensor(counts, dtype=torch.float64), *table.unbind(0))
+                parts = (x[row, -scored:] for x in (expected, actual, block.targets))
+                sums.append(_sums(*parts))
+    return _scores(sums)
+
+
+def score_calls(
+    reference_model: nn.Module,
+    model: nn.Module,
+    calls: Iterable[tuple[dict[str, Tensor], Tensor]],
+) -> Scores:
+    """The same for models that take more than tokens: each call is a window.
+
+    Args:
+        calls: arguments with `input_ids` [1, length], and which of these tokens are judged, bool
+            [length]; each is judged by what the model says at the token before it.
+    """
+    sums: list[Tensor] = []
+    with evaluating(reference_model, model):
+        for arguments, judged in calls:
+            expected, actual = (
+                m(**arguments, use_cache=False).logits[0, :-1][judged[1:]]
+                for m in (reference_model, model)
+            )
+            sums.append(_sums(expected, actual, arguments["input_ids"][0, 1:][judged[1:]]))
+    return _scores(sums)
+
+
+def _sums(expected: Tensor, actual: Tensor, targets: Tensor) -> Tensor:
+    """The count and the four sums of one window, from both models' logits [tokens, vocabulary]."""
+    if expected.shape != actual.shape:
+        raise UserError(
+            "the two models cannot be compared: their vocabularies have "
+            f"{expected.shape[-1]} and {actual.shape[-1]} tokens"
+        )
+    pieces = (torch.split(x, ROWS) for x in (expected, actual, targets))
+    total = torch.stack([_rows(*some) for some in zip(*pieces, strict=True)]).sum(0)
+    return torch.cat([total.new_tensor([len(targets)]), total])
+
+
+def _scores(sums: list[Tensor]) -> Scores:
+    return Scores(*torch.stack(sums, 1).unbind(0))
 
 
 def divergence_of(scores: Scores) -> Divergence:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifloat.errors import UserError
+from minifloat.models.load import longest
 
 # Rows of logits turned to float32 at once: a vocabulary of 150,000 makes a row 0.6 MB.
 ROWS = 128
@@ -58,8 +59,8 @@ def check(model: nn.Module, tokens: Tensor, window: int, stride: int, batch: int
         raise UserError(f"window ({window}) and batch ({batch}) must be at least 1")
     if not 1 <= stride <= window:
         raise UserError(f"the stride must lie between 1 and the window ({window}), not {stride}")
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(limit, int) and min(window, tokens.numel() - 1) > limit:
+    limit = longest(model)
+    if limit is not None and min(window, tokens.numel() - 1) > limit:
         raise UserError(f"the model reads at most {limit} tokens at once, not a window of {window}")
 
 
@@ -78,7 +79,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
     """Logits in the model's own precision: only a few rows at a time are widened to float32."""
-    device = next(model.parameters()).device
+    device = next(p for p in model.parameters() if not p.is_meta).device  # some come block by block
     logits: Tensor = model(input_ids=inputs.to(device), use_cache=False).logits
     return logits
 

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not _replaceable(folder):
         raise UserError(f"{folder} exists and is not a minifloat checkpoint; name another folder")
+    for left in folder.parent.glob(f".{escape(folder.name)}.????????.partial"):
+        shutil.rmtree(left, ignore_errors=True)  # of a run into this folder that was killed
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)

@@ -44,6 +44,7 @@ def run_images(task: Task) -> dict[str, Any]:
     settings = {"calls": calls, "steps": job.steps, "guidance": job.guidance}
     journal = open_journal(task, network, prompts=asked.captions, **settings)
     where: Any = {"journal": journal, "team": team, "progress": task.progress}
+    where |= {"unseen": job.unseen}
     report = quantize(network, task.method, batches, plan=task.plan, **where)
     if team.rank:
         return report

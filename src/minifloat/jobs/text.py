@@ -1,75 +1,98 @@
-"""Language models: windows of text calibrate, perplexity judges."""
+"""Language models, with or without eyes: text or pictures calibrate, perplexity judges."""
 
 import copy
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from minifloat.evaluate.compare import compare
+from minifloat.errors import UserError
 from minifloat.export.native import save
 from minifloat.jobs.job import Job, Task
+from minifloat.jobs.material import Judge, from_pairs, from_text, text_adapter
 from minifloat.jobs.memory import estimate
 from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
 from minifloat.memory import resident
 from minifloat.method import quantize
+from minifloat.models.adapter import Adapter
+from minifloat.models.classes import auto_class
+from minifloat.models.experts import open_planned
 from minifloat.models.families import adapter_for
 from minifloat.models.lazy import Lazy, load_lazily
-from minifloat.models.load import context, load_model, read_tokens, sample_windows
+from minifloat.models.load import load_model
+from minifloat.models.pairs import is_pairs, load_processor
+from minifloat.models.vlm import VLMAdapter
 from minifloat.plan import Plan
 from minifloat.shards import entries
 
 # A quantized model whose perplexity is this many times the full-precision one has collapsed.
 COLLAPSE = 2.0
-SAMPLES, EVALUATED = 32, 4096
 _USUAL_BUDGET = 4 << 30
-_TOGETHER = 8  # windows at once, where every batch reads the whole model from disk
+_AT_ONCE = 2  # windows that are judged together
+_TOGETHER = 8  # the same where every batch reads the whole model from disk
 
 
 def run_text(task: Task) -> dict[str, Any]:
     """Quantize, save into the task's folder and judge; returns the report."""
     job, team = task.job, task.team
-    samples = SAMPLES if job.samples is None else job.samples
     model, tokenizer, lazy = _load(job)
-    length = context(model, job.length)
-    tokens = read_tokens(tokenizer, job.data, default="calibration")
-    windows = sample_windows(tokens, samples, length, job.seed)[list(team.share(range(samples)))]
-    batches = list(torch.split(windows.to(job.device), max(1, 4096 // length)))
-    budget = _budget(task, model, lazy, batches[0].numel())
-    evaluated = (EVALUATED if job.evaluate is None else job.evaluate) if team.rank == 0 else 0
-    reference = copy.deepcopy(model) if evaluated and lazy is None else None
+    if lazy is None:
+        open_planned(model, task.plan)
+    if is_pairs(job.data):
+        companion = load_processor(job.model)
+        material = from_pairs(task, model, companion)
+    else:
+        companion = _companion(task, model, tokenizer)
+        material = from_text(task, model, tokenizer)
+    budget = _budget(task, model, lazy, material.adapter, material.tokens)
+    reference = copy.deepcopy(model) if material.judge and lazy is None else None
     files = None if lazy is None else lazy.stamp()
-    journal = open_journal(task, model, samples=samples, length=length, files=files)
+    journal = open_journal(task, model, files=files, **material.settings)
     where: Any = {"journal": journal, "weights": lazy, "budget": budget, "team": team}
-    report = quantize(model, task.method, batches, plan=task.plan, progress=task.progress, **where)
+    what: Any = {"adapter": material.adapter, "apart": material.apart, "plan": task.plan}
+    what |= {"progress": task.progress, "unseen": job.unseen}
+    report = quantize(model, task.method, material.batches, **what, **where)
     if team.rank:
         return report
-    report["settings"] = _settings(job, samples, length, evaluated)
+    report["settings"] = material.settings | {"memory limit": job.memory}
+    report["loads"] = [auto_class(model.config).__name__, _auto_companion(companion)]
     elsewhere = journal.tensors() if lazy is not None and journal is not None else None
     report["size"]["after"] = save(model, Plan.from_json(report["plan"]), task.folder, elsewhere)
-    tokenizer.save_pretrained(str(task.folder))
-    if evaluated:
-        held_out = read_tokens(tokenizer, None, default="heldout")[:evaluated].to(job.device)
+    companion.save_pretrained(str(task.folder))
+    if material.judge:
         started = time.perf_counter()
         report["metrics"] = (
-            _judge_lazily(job, task.folder, held_out, length)
+            _judge_lazily(job, task.folder, material.judge)
             if reference is None
-            else _judge(reference, model, held_out, length)
+            else _judge(reference, model, material.judge)
         )
         report["seconds"]["evaluate"] = time.perf_counter() - started
         _refuse_collapse(report)
     return report
 
 
-def _budget(task: Task, model: Any, lazy: Lazy | None, rows: int) -> int:
+def _companion(task: Task, model: Any, tokenizer: Any) -> Any:
+    """What turns words into numbers and is saved beside the model: of one with eyes, its processor."""
+    if not VLMAdapter.accepts(model):
+        return tokenizer
+    try:
+        return load_processor(task.job.model)
+    except UserError as error:
+        task.say(f"the tokenizer is saved alone: {error}")
+        return tokenizer
+
+
+def _auto_companion(companion: Any) -> str:
+    return "AutoProcessor" if hasattr(companion, "image_processor") else "AutoTokenizer"
+
+
+def _budget(task: Task, model: Any, lazy: Lazy | None, adapter: Adapter, rows: int) -> int:
     """Bytes for activations between blocks; where memory is limited, what the rest leaves of it."""
     if lazy is None or task.job.memory is None:
         return _USUAL_BUDGET
-    found = estimate(model, adapter_for(model), lazy, rows)
+    found = estimate(model, adapter, lazy, rows)
     left = found.activations(task.job.memory)
     task.say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")
     return left
@@ -82,33 +105,24 @@ def _load(job: Job) -> tuple[Any, Any, Lazy | None]:
     size = sum(entry.bytes for entry in entries(Path(job.model)).values())
     if resident() + 4 * size < job.memory:
         return *load_model(job.model, device=job.device), None
-    return load_lazily(job.model)
+    return _load_lazily(job)
 
 
-def _judge(reference: Any, model: Any, tokens: Tensor, length: int) -> list[dict[str, Any]]:
-    with weights_held(model), torch.inference_mode() if tokens.is_cpu else nullcontext():
-        return compare(reference, model, tokens, window=length)
+def _load_lazily(job: Job) -> tuple[Any, Any, Lazy]:
+    return load_lazily(job.model, adapter_for if is_pairs(job.data) else text_adapter)
 
 
-def _judge_lazily(job: Job, folder: Path, tokens: Tensor, length: int) -> list[dict[str, Any]]:
+def _judge(reference: Any, model: Any, judge: Judge) -> list[dict[str, Any]]:
+    with weights_held(model):
+        return judge(reference, model, _AT_ONCE)
+
+
+def _judge_lazily(job: Job, folder: Path, judge: Judge) -> list[dict[str, Any]]:
     """The saved model against the original, whose blocks come and go."""
-    original, _, lazy = load_lazily(job.model)
+    original, _, lazy = _load_lazily(job)
     model, _ = load_model(str(folder))
     with lazy.coming_and_going(), torch.inference_mode():
-        return compare(original, model, tokens, window=length, batch=_TOGETHER)
-
-
-def _settings(job: Job, samples: int, length: int, evaluated: int) -> dict[str, Any]:
-    return {
-        "samples": samples,
-        "length": length,
-        "data": "packaged State of the Union addresses to 2000"
-        if job.data is None
-        else str(job.data),
-        "evaluated on": "packaged State of the Union addresses of 2009-2016",
-        "evaluated tokens": evaluated,
-        "memory limit": job.memory,
-    }
+        return judge(original, model, _TOGETHER)
 
 
 def _refuse_collapse(report: dict[str, Any]) -> None:

@@ -39,8 +39,15 @@ def open_journal(task: Task, model: nn.Module, **settings: Any) -> Journal | Non
         "method": job.method,
         "method settings": dict(job.settings),
         "plan": task.plan.to_json(),
-        "data": job.data and hashlib.sha256(job.data.read_bytes()).hexdigest(),
+        "data": _digest(job.data),
         "seed": job.seed,
         "device": job.device,
     }
     return Journal(unfinished(job.out), known | settings, resume=job.resume)
+
+
+def _digest(data: Path | None) -> str | None:
+    """Of a file of text or prompts; what a folder of pictures holds is in its family's settings."""
+    if data is None or data.is_dir():
+        return None
+    return hashlib.sha256(data.read_bytes()).hexdigest()

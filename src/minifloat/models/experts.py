@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.plan import Plan
 
 
 class ExpertLayers(nn.Module):
@@ -23,6 +24,7 @@ class ExpertLayers(nn.Module):
 
     def __init__(self, experts: Any) -> None:
         super().__init__()
+        self.fused = _fused(experts)
         self.layers = nn.ModuleList(_expert(experts, i) for i in range(len(experts.down_proj)))
         for name in [name for name, _ in experts.named_parameters(recurse=False)]:
             delattr(experts, name)
@@ -57,6 +59,39 @@ def open_experts(model: nn.Module) -> list[str]:
     return names
 
 
+def open_planned(model: nn.Module, plan: Plan) -> list[str]:
+    """Replace those fused experts of which the plan quantizes a layer; a rule of null keeps the others.
+
+    Returns the names of the modules that were replaced.
+    """
+    names = []
+    for name, layers in closed_layers(model).items():
+        if any(spec is not None and spec.weight is not None for spec in map(plan.spec_of, layers)):
+            open_one(model, name)
+            names.append(name)
+    return names
+
+
+def closed_layers(model: nn.Module) -> dict[str, list[str]]:
+    """By the name of each module of fused experts, the layers that it would have if it were opened."""
+    found = {}
+    for name in fused_experts(model):
+        experts: Any = model.get_submodule(name)
+        places = range(len(experts.down_proj))
+        found[name] = [f"{name}.layers.{i}.{part}" for i in places for part in _fused(experts)]
+    return found
+
+
+def fused_name(model: nn.Module, layer: str) -> str | None:
+    """Where the weight of an opened expert's layer lay in the model's own file; None of other layers."""
+    name, _, rest = layer.rpartition(".layers.")
+    experts = model.get_submodule(name)
+    if not isinstance(experts, ExpertLayers):
+        return None
+    index, _, part = rest.partition(".")
+    return f"{name}.{experts.fused[part]}[{index}]"
+
+
 def open_one(model: nn.Module, name: str) -> None:
     """Replace the fused experts `name` by layers.
 
@@ -87,11 +122,15 @@ def _is_fused(module: Any) -> bool:
     return module.down_proj.ndim == 3 and not getattr(module, "has_post_expert_norm", False)
 
 
+def _fused(experts: Any) -> dict[str, str]:
+    """The fused parameter of each layer of an expert."""
+    return {"up": "gate_up_proj" if experts.has_gate else "up_proj", "down": "down_proj"}
+
+
 def _expert(experts: Any, index: int) -> nn.Module:
     """Layers `up` and `down` of one expert."""
-    first = "gate_up_proj" if experts.has_gate else "up_proj"
     expert = nn.Module()
-    for name, fused in (("up", first), ("down", "down_proj")):
+    for name, fused in _fused(experts).items():
         weight = getattr(experts, fused)[index].detach()
         weight = weight.T if experts.is_transposed else weight
         bias = getattr(experts, f"{fused}_bias")[index].detach() if experts.has_bias else None

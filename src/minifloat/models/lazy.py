@@ -4,7 +4,7 @@ A model is built without weights; what lies outside its blocks is loaded, and a 
 needed and goes when it is done.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.models.adapter import Adapter
+from minifloat.models.classes import auto_class
 from minifloat.models.families import adapter_for
 from minifloat.shards import Entry, entries
 
@@ -114,24 +116,26 @@ def _replace(owner: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[name] = tensor
 
 
-def load_lazily(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Lazy]":
-    """A causal language model of a local folder, without its blocks' weights; its tokenizer.
+def load_lazily(
+    source: str, adapter_of: Callable[[nn.Module], Adapter] = adapter_for
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Lazy]":
+    """The model of a local folder, without the weights of its adapter's blocks; its tokenizer.
 
     Raises:
         UserError: no folder with safetensors, or names that are not the model's.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     folder = Path(source).expanduser()
     found = entries(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: Any = auto_class(config).from_config(config, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot load the model in {source!r} ({error})") from error
     model.tie_weights()
-    blocks = adapter_for(model).blocks(model)
+    blocks = adapter_of(model).blocks(model)
     return model.eval(), tokenizer, Lazy(model, blocks, found)

@@ -14,10 +14,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minifloat.errors import UserError, unknown
+from minifloat.models.classes import auto_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_CHARACTERS = 64  # more than a token of plain text has
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -130,7 +132,7 @@ def _no_progress_bars() -> Iterator[None]:
 def load_model(
     source: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The causal language model and tokenizer in a local folder, a hub name or a .gguf file.
+    """The model of a local folder, a hub name or a .gguf file, for text or pictures too; its tokenizer.
 
     Weights come from safetensors or GGUF only and the model's own Python code is never run:
     a downloaded model is data. `dtype="auto"` keeps the stored type (GGUF: float32).
@@ -139,7 +141,7 @@ def load_model(
     where, extra, is_hub = _locate(source)
     _check_device(device)
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise UserError("models need transformers; pip install 'minifloat[hf]'") from error
     is_gguf = "gguf_file" in extra
@@ -147,7 +149,11 @@ def load_model(
         kind = torch.float32
     try:
         with _no_progress_bars():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            cls: Any = AutoModelForCausalLM
+            if not is_gguf:
+                known = {"trust_remote_code": False, "local_files_only": not is_hub}
+                cls = auto_class(AutoConfig.from_pretrained(where, **known))
+            model, report = cls.from_pretrained(
                 where, dtype=kind, trust_remote_code=False, output_loading_info=True, **extra
             )
         extra.pop("use_safetensors", None)
@@ -194,8 +200,11 @@ def read_tokens(
     path: str | Path | None,
     *,
     default: Literal["calibration", "heldout"] = "calibration",
+    limit: int | None = None,
 ) -> Tensor:
     """Tokens, int64 [T], of a UTF-8 text file (.gz too), or of a text packaged with minifloat.
+
+    With a limit these are the first so many, and the rest of a long text costs no time.
 
     No special tokens are added: windows are cut from anywhere, and only the first would have one.
     """
@@ -207,18 +216,28 @@ def read_tokens(
     else:
         name = str(path)
         text = _read_text(Path(path).expanduser(), name)
+    if limit is not None:
+        text = text[: _CHARACTERS * limit]
     # verbose=False: the text is longer than the model's context on purpose.
     numbers = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(numbers) < 2:
         raise UserError(f"{name!r} is too short: it has fewer than 2 tokens")
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers[:limit], dtype=torch.int64)
+
+
+def longest(model: nn.Module) -> int | None:
+    """How many tokens a model reads at once, if its configuration says so."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):  # a vision-language model's lies deeper
+        config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def context(model: nn.Module, length: int) -> int:
     """The length of a window, shortened to what the model can read at once."""
-    config = getattr(model, "config", None)
-    limit = getattr(config, "max_position_embeddings", None)
-    return min(length, limit) if isinstance(limit, int) and limit > 0 else length
+    limit = longest(model)
+    return min(length, limit) if limit is not None else length
 
 
 def sample_windows(tokens: Tensor, count: int, length: int, seed: int) -> Tensor:

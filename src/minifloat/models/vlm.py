@@ -40,6 +40,12 @@ class VLMAdapter:
         """Whether a model has a vision tower and a language model."""
         return _vision(model) is not None and callable(getattr(model, "get_decoder", None))
 
+    @staticmethod
+    def unread_towers(model: nn.Module) -> dict[str, str]:
+        """The towers that batches of text alone do not reach, with the reason for the ledger."""
+        names = (_vision_tower(model)[0], *_projectors(model))
+        return dict.fromkeys(names, "text alone calibrated, and reaches no vision tower")
+
     def tower(self, model: nn.Module, name: str) -> dict[str, nn.Module]:
         """The blocks of one tower by full name."""
         if name not in TOWERS:
