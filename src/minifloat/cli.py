@@ -149,7 +149,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a quantized checkpoint as vLLM, SGLang, transformers and others read it."""
-    from minifloat.export.gguf import export_gguf
+    from minifloat.export.gguf.write import export_gguf
     from minifloat.export.write import export as write
     from minifloat.report import human_bytes
 
@@ -205,8 +205,8 @@ def verify(
 
 
 def _compare(folder: Path, against: Path) -> list[str]:
+    from minifloat.export.compare import compare
     from minifloat.export.native_folder import open_native
-    from minifloat.export.verify import compare
 
     problems = compare(folder, open_native(against))
     for problem in problems:

@@ -12,8 +12,8 @@ import torch
 from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.contract import Refusal
-from minifloat.export.gguf import FILE, export_gguf
-from minifloat.export.gguf_blocks import blocks, kind_of
+from minifloat.export.gguf.blocks import blocks, kind_of
+from minifloat.export.gguf.write import FILE, export_gguf
 from minifloat.qtensor import decode
 from minifloat.spec import FP8_TOKEN, INT8_CHANNEL, MXFP4, LayerSpec, QuantSpec
 from tests.export.cases import layer_of

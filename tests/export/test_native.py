@@ -12,7 +12,7 @@ from torch import nn
 from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.contracts import CONTRACTS
-from minifloat.export.gguf import export_gguf
+from minifloat.export.gguf.write import export_gguf
 from minifloat.export.native import save
 from minifloat.export.native_folder import open_native
 from minifloat.export.write import export

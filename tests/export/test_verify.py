@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from minifloat import formats
 from minifloat.errors import UserError
+from minifloat.export.compare import compare
 from minifloat.export.native import configuration
 from minifloat.export.native_folder import open_native
 from minifloat.export.stored import Stored
-from minifloat.export.verify import compare, parse_reader, verify
+from minifloat.export.verify import parse_reader, verify
 from minifloat.export.write import export
 from minifloat.plan import Plan
 from minifloat.spec import (

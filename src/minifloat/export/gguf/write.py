@@ -16,7 +16,7 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal, Shape
 from minifloat.export.contracts import alternatives
-from minifloat.export.gguf_blocks import BLOCK, BYTES, blocks, kind_of
+from minifloat.export.gguf.blocks import BLOCK, BYTES, blocks, kind_of
 from minifloat.export.native import whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.qtensor import QTensor

@@ -1,0 +1,1 @@
+"""GGUF files, by the `gguf` package."""
