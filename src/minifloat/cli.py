@@ -165,7 +165,9 @@ def export(
 
 @app.command("import")
 def import_folder(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint of one of the contracts.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint of one of the contracts, or a GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of our checkpoint.")],
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="Leave inputs in full precision.")

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer
-from minifloat.export.contract_folder import ContractFolder, open_contract
+from minifloat.export.contract_folder import ContractFolder
 from minifloat.export.native_folder import NativeFolder
+from minifloat.export.open_contract import open_contract
 from minifloat.qtensor import decode
 
 
@@ -27,8 +28,9 @@ def compare(path: Path, against: NativeFolder) -> list[str]:
         if name in against.specs:
             problems += [f"{name}: {what}" for what in _differences(folder, name, against)]
     for name in against.others():
-        entry = folder.entries.get(name)
-        if entry is None or not _same_bytes(entry.read(), against.entries[name].read()):
+        if name not in folder.entries or not _same_values(
+            folder.plain(name), against.entries[name].read()
+        ):
             problems.append(f"{name} is not the same")
     return problems
 
@@ -75,3 +77,9 @@ def _same_bytes(one: Tensor, two: Tensor) -> bool:
     if one.dtype != two.dtype or one.shape != two.shape:
         return False
     return torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))
+
+
+def _same_values(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether a tensor in full precision is ours, if need be in a wider dtype (GGUF's vectors)."""
+    wider = torch.promote_types(theirs.dtype, ours.dtype) == theirs.dtype
+    return wider and _same_bytes(theirs, ours.to(theirs.dtype))

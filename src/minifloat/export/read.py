@@ -15,10 +15,10 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal
-from minifloat.export.contract_folder import ContractFolder, open_contract
+from minifloat.export.contract_folder import ContractFolder
 from minifloat.export.native import configuration, whole_or_nothing
+from minifloat.export.open_contract import open_contract
 from minifloat.export.stored import Stored
-from minifloat.export.write import copy_companions
 from minifloat.layers import QLinear
 from minifloat.plan import Plan
 from minifloat.shards import write
@@ -52,7 +52,7 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         note = {"imported": folder.name, "minifloat": version("minifloat")}
         (partial / "export.json").write_text(json.dumps(note, indent=2) + "\n")
-        copy_companions(source, partial)
+        folder.write_companions(partial)
     return len(specs)
 
 
@@ -103,10 +103,10 @@ def _plan(specs: dict[str, LayerSpec]) -> Plan:
 
 
 def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tuple[str, Tensor]]:
-    for name, entry in folder.entries.items():
+    for name in folder.entries:
         module, _, suffix = name.rpartition(".")
         if module not in specs or suffix == "bias":
-            yield name, entry.read()
+            yield name, folder.plain(name)
     for name, spec in specs.items():
         layer: Layer = folder.contract.read(folder.schemes[name], folder.tensors(name))
         given = layer.input_scale if spec.static_input else None

@@ -11,7 +11,8 @@ from typing import Any
 
 from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Layer
-from minifloat.export.contract_folder import ContractFolder, open_contract
+from minifloat.export.contract_folder import ContractFolder
+from minifloat.export.open_contract import open_contract
 from minifloat.export.readers import READERS, Fact, Verdict, Version
 from minifloat.models.fused import fused_groups
 

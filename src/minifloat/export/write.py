@@ -5,7 +5,6 @@ folder always gives the same bytes.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import UserError, unknown
+from minifloat.export.companions import copy_companions
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
 from minifloat.export.native import whole_or_nothing
@@ -22,9 +22,6 @@ from minifloat.export.native_folder import NativeFolder, open_native, refuse_spe
 from minifloat.models.fused import fused_groups
 from minifloat.scales import Scale
 from minifloat.shards import write
-
-_COPIED = (".json", ".txt", ".model", ".jinja")
-_OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")
 
 
 def export(
@@ -138,14 +135,6 @@ def _tensors(
     for name, scheme in schemes.items():
         for suffix, tensor in contract.tensors(folder.layer(name), scheme).items():
             yield f"{name}.{suffix}", tensor
-
-
-def copy_companions(source: Path, out: Path) -> None:
-    """Tokenizer, generation settings and templates, as they lie beside the weights."""
-    for path in sorted(source.iterdir()):
-        wanted = path.is_file() and path.suffix in _COPIED and path.name not in _OURS
-        if wanted and not (out / path.name).exists():
-            shutil.copyfile(path, out / path.name)
 
 
 def _json(path: Path, content: dict[str, Any]) -> None:

@@ -1,1 +1,4 @@
-"""GGUF files, by the `gguf` package."""
+"""GGUF, which llama.cpp, transformers and others read: one file for Llama-shaped models, written and read.
+
+The container is the `gguf` package's; blocks, names and the order of rows are ours.
+"""

@@ -1,11 +1,8 @@
-"""A GGUF file for llama.cpp, transformers and others, written tensor by tensor with the gguf package.
-
-Llama-shaped models with a byte-level BPE tokenizer. Rows of q and k are reordered, because llama.cpp
-turns neighbouring pairs where transformers turns the two halves of a head.
-"""
+"""A GGUF file for llama.cpp, transformers and others, written tensor by tensor with the gguf package."""
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,9 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal, Shape
 from minifloat.export.contracts import alternatives
-from minifloat.export.gguf.blocks import BLOCK, BYTES, blocks, kind_of
+from minifloat.export.gguf import model, names, tokenizer
+from minifloat.export.gguf.blocks import BLOCK, BLOCKS, BYTES
+from minifloat.export.gguf.package import load_package
 from minifloat.export.native import whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.qtensor import QTensor
@@ -34,28 +33,22 @@ def export_gguf(source: Path, out: Path, *, weights_only: bool = False) -> dict[
     Raises:
         UserError: gguf is not installed, the model is no Llama, or a layer has no block type.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError(
-            "GGUF files need the package gguf; pip install 'minifloat[gguf]'"
-        ) from error
+    gguf = load_package()
     folder = open_native(source)
     if weights_only:
         folder = folder.weights_only()
-    if folder.config.get("model_type") != "llama":
-        raise UserError(f"GGUF is written for Llama models, not {folder.config.get('model_type')}")
     kinds = {name: _kind(folder, name) for name in folder.specs}
-    with whole_or_nothing(out) as partial:
-        writer = gguf.GGUFWriter(None, "llama")
+    sizes = model.to_fields(folder.config)
+    with whole_or_nothing(out) as partial, closing(gguf.GGUFWriter(None, "llama")) as writer:
+        for key, value in sizes.items():
+            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(f"llama.{key}", value)
         _describe(writer, folder)
-        count = folder.config["num_hidden_layers"]
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, count)
         plan = list(_plan(folder, kinds))
         for name, shape, dtype in plan:
             size = shape[0] * (shape[1] if len(shape) == 2 else 1)
             raw = getattr(gguf.GGMLQuantizationType, dtype)
-            target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            target = names.theirs(name)
             if target is None:
                 raise UserError(f"GGUF's Llama has no tensor for {name}")
             writer.add_tensor_info(target, shape, np.dtype("uint8"), size, raw)
@@ -64,11 +57,23 @@ def export_gguf(source: Path, out: Path, *, weights_only: bool = False) -> dict[
         writer.write_ti_data_to_file()
         for name, _, _ in plan:
             writer.write_tensor_data(_bytes(folder, name, kinds).numpy())
-        writer.close()
         (partial / "export.json").write_text(json.dumps({"contract": "gguf"}) + "\n")
-        after = (partial / FILE).stat().st_size
+    after = (out / FILE).stat().st_size
     before = sum(entry.bytes for entry in folder.entries.values())
     return {"before": before, "after": after, "layers": len(kinds)}
+
+
+def _describe(writer: Any, folder: NativeFolder) -> None:
+    """The tokenizer and its chat template, where the folder has them."""
+    path = folder.path / "tokenizer.json"
+    if path.is_file():
+        found = tokenizer.to_fields(json.loads(path.read_text()), folder.config)
+        for key, value in found.items():
+            add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
+            add[type(value)](f"tokenizer.ggml.{key}", value)
+    template = folder.path / "chat_template.jinja"
+    if template.is_file():
+        writer.add_chat_template(template.read_text())
 
 
 def _kind(folder: NativeFolder, name: str) -> str:
@@ -76,7 +81,7 @@ def _kind(folder: NativeFolder, name: str) -> str:
     spec, shape = folder.specs[name], folder.shape(name)
     refuse_special(folder, name, "gguf")
     try:
-        return kind_of(spec, shape)
+        return str(BLOCKS.scheme(spec, shape)["type"])
     except Refusal as error:
         hint = alternatives(spec, shape)
         raise UserError(f"gguf cannot hold {name}: {error}; {hint}") from error
@@ -101,85 +106,22 @@ def _kept_type(dtype: str, shape: tuple[int, ...]) -> str:
 
 def _bytes(folder: NativeFolder, name: str, kinds: dict[str, str]) -> Tensor:
     """One tensor as bytes, in llama.cpp's order of rows."""
-    module = name.removesuffix(".weight")
-    if module in kinds:
+    module = name.rpartition(".")[0]
+    if module in kinds and name.endswith(".weight"):
         layer = folder.layer(module)
-        order = _row_order(folder, module, layer.q.shape[0])
+        order = names.row_order(module, layer.q.shape[0], folder.config)
         try:
-            return blocks(_reordered(layer, order), kinds[module])
+            return BLOCKS.tensors(_reordered(layer, order), {"type": kinds[module]})["weight"]
         except Refusal as error:
             raise UserError(f"gguf cannot hold {module}: {error}") from error
     tensor = folder.entries[name].read()
     if _kept_type(folder.entries[name].dtype, tuple(tensor.shape)) == "F32":
         tensor = tensor.float()
-    tensor = tensor[_row_order(folder, name.rpartition(".")[0], tensor.shape[0])]
+    tensor = tensor[names.row_order(module, tensor.shape[0], folder.config)]
     return tensor.contiguous().view(torch.uint8)
-
-
-def _row_order(folder: NativeFolder, module: str, rows: int) -> Tensor:
-    """Rows of q and k: halves of a head to neighbouring pairs; all others as they are."""
-    leaf = module.rpartition(".")[2]
-    order = torch.arange(rows)
-    if leaf not in ("q_proj", "k_proj"):
-        return order
-    key = "num_attention_heads" if leaf == "q_proj" else "num_key_value_heads"
-    heads = folder.config[key]
-    return order.reshape(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 
 def _reordered(layer: Layer, order: Tensor) -> Layer:
     q, zero = layer.q, layer.q.scale.zero
     scale = Scale(q.scale.stored[order], None, None if zero is None else zero[order])
     return Layer(layer.spec, QTensor(q.codes[order], scale, q.spec, q.shape))
-
-
-def _describe(writer: Any, folder: NativeFolder) -> None:
-    """The model's sizes and its tokenizer."""
-    config = folder.config
-    rope = config.get("rope_parameters") or config
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"GGUF is written without rope scaling, not with {rope['rope_type']!r}")
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    head = config.get("head_dim") or width // heads
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(width)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(rope.get("rope_theta", 10000.0))
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    path = folder.path / "tokenizer.json"
-    if path.is_file():
-        _tokenizer(writer, json.loads(path.read_text()), config)
-
-
-def _tokenizer(writer: Any, found: dict[str, Any], config: dict[str, Any]) -> None:
-    """A byte-level BPE tokenizer, split as GPT-2 splits; llama.cpp knows others only by name."""
-    model, before = found["model"], found.get("pre_tokenizer") or {}
-    if (
-        model["type"] != "BPE"
-        or before.get("type") != "ByteLevel"
-        or not before.get("use_regex", True)
-    ):
-        raise UserError("GGUF is written with byte-level BPE tokenizers that split as GPT-2 does")
-    added = {row["id"]: row["content"] for row in found.get("added_tokens", [])}
-    by_id = {number: token for token, number in model["vocab"].items()} | added
-    size = config["vocab_size"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([by_id.get(i, f"[PAD{i}]") for i in range(size)])
-    # GGUF's token types: 1 normal, 3 control, 5 unused.
-    writer.add_token_types([3 if i in added else 1 if i in by_id else 5 for i in range(size)])
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    writer.add_token_merges(merges)
-    for key, add in (
-        ("bos_token_id", writer.add_bos_token_id),
-        ("eos_token_id", writer.add_eos_token_id),
-    ):
-        if isinstance(config.get(key), int):
-            add(config[key])

@@ -1,6 +1,7 @@
 """The programs that read our folders, one file each: rules by version, each with its evidence."""
 
 from minifloat.export.readers.diffusers import DIFFUSERS
+from minifloat.export.readers.llama_cpp import LLAMA_CPP
 from minifloat.export.readers.rule import Fact, Reader, Verdict, Version
 from minifloat.export.readers.sglang import SGLANG
 from minifloat.export.readers.transformers import TRANSFORMERS
@@ -11,6 +12,7 @@ READERS: dict[str, Reader] = {
     "sglang": SGLANG,
     "transformers": TRANSFORMERS,
     "diffusers": DIFFUSERS,
+    "llama-cpp-python": LLAMA_CPP,
 }
 
 __all__ = ["READERS", "Fact", "Reader", "Verdict", "Version"]

@@ -9,6 +9,12 @@ RULES = (
         "source: diffusers 0.42.1 quantizers/modelopt",
         lambda f: f.contract == "modelopt",
     ),
+    Rule(
+        "gguf-of-transformers", "refuses",
+        "it reads GGUF files of diffusion models, and this one is a Llama's",
+        "source: diffusers 0.42.1 loaders/single_file_model.py",
+        lambda f: f.contract == "gguf",
+    ),
 )  # fmt: skip
 
-DIFFUSERS = Reader((0, 42), ("modelopt",), RULES)
+DIFFUSERS = Reader((0, 42), ("modelopt", "gguf"), RULES)

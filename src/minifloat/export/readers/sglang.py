@@ -25,7 +25,7 @@ RULES = (
 
 SGLANG = Reader(
     (0, 5, 23),
-    ("compressed-tensors", "modelopt", "quark", "fp8", "humming"),
+    ("compressed-tensors", "modelopt", "quark", "fp8", "humming", "gguf"),
     RULES,
     ("humming", "quark"),
 )

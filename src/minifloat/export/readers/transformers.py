@@ -69,5 +69,5 @@ RULES = (
 )  # fmt: skip
 
 TRANSFORMERS = Reader(
-    (5, 23), ("compressed-tensors", "modelopt", "quark", "fp8"), RULES, ("modelopt",)
+    (5, 23), ("compressed-tensors", "modelopt", "quark", "fp8", "gguf"), RULES, ("modelopt",)
 )
