@@ -138,7 +138,7 @@ def evaluate(
 def export(
     folder: Annotated[Path, typer.Argument(help="A checkpoint of 'minifloat quantize'.")],
     to: Annotated[
-        str, typer.Option(help="compressed-tensors, modelopt, quark, fp8, humming or gguf.")
+        str, typer.Option(help="compressed-tensors, modelopt, quark, fp8, humming, sdnq or gguf.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the exported checkpoint.")],
     separate: Annotated[
@@ -150,13 +150,15 @@ def export(
 ) -> None:
     """Write a quantized checkpoint as vLLM, SGLang, transformers and others read it."""
     from minifloat.export.gguf.write import export_gguf
+    from minifloat.export.pipeline import export_pipeline, is_pipeline
     from minifloat.export.write import export as write
     from minifloat.report import human_bytes
 
     if to == "gguf":
         done = export_gguf(folder, out, weights_only=weights_only)
     else:
-        done = write(folder, to, out, separate=separate, weights_only=weights_only)
+        chosen = export_pipeline if is_pipeline(folder) else write
+        done = chosen(folder, to, out, separate=separate, weights_only=weights_only)
     console.print(
         f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
         f"{human_bytes(done['after'])}\ncheckpoint: {out}"

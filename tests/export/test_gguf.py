@@ -113,5 +113,5 @@ def test_other_models_are_refused(build: Build, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Llama models, not opt"):
         export_gguf(source, tmp_path / "out")
     source = build(LayerSpec(QuantSpec(formats.E3M2, (1, 32))), name="other")
-    with pytest.raises(UserError, match="humming can"):
+    with pytest.raises(UserError, match="humming and sdnq can"):
         export_gguf(source, tmp_path / "out")

@@ -218,9 +218,9 @@ def test_the_commands(build: Build, tmp_path: Path, capsys: pytest.CaptureFixtur
         "sglang": ("loads", ""),
         "transformers": ("loads", ""),
         "diffusers": ("refuses", "gguf-of-transformers"),
-        "llama-cpp-python": ("differs", "inputs-in-8-bits"),
+        "llama.cpp": ("differs", "inputs-in-8-bits"),
     }
-    assert parse_reader("llama-cpp-python==0.3.36") == {"llama-cpp-python": (0, 3, 36)}
+    assert parse_reader("llama.cpp==11739") == {"llama.cpp": (11739,)}
 
 
 def test_what_is_not_read(build: Build, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def _differences(folder: ContractFolder, name: str, against: NativeFolder) -> It
         yield f"shape {theirs.q.shape}, not {ours.q.shape}"
         return
     yield from _input_differences(theirs, ours)
+    if not _same_branch(theirs, ours):
+        yield "its low-rank branch is another"
     got, wanted = decode(theirs.q), decode(ours.q)
     inexact = folder.contract.reciprocal and ours.q.scale.outer is not None
     bound = wanted.abs() * 2**-22 if inexact else torch.zeros(())
@@ -71,6 +73,13 @@ def _input_differences(theirs: Layer, ours: Layer) -> Iterator[str]:
         yield f"its input scale is {one.stored.tolist()}, not {two.stored.tolist()}"
     elif one.zero is not None and two.zero is not None and not torch.equal(one.zero, two.zero):
         yield f"its input's zero point is {one.zero.tolist()}, not {two.zero.tolist()}"
+
+
+def _same_branch(theirs: Layer, ours: Layer) -> bool:
+    one, two = theirs.low_rank, ours.low_rank
+    if one is None or two is None:
+        return one is two
+    return all(_same_bytes(*pair) for pair in zip(one, two, strict=True))
 
 
 def _same_bytes(one: Tensor, two: Tensor) -> bool:

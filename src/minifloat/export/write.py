@@ -17,7 +17,7 @@ from minifloat.errors import UserError, unknown
 from minifloat.export.companions import copy_companions
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
-from minifloat.export.native import whole_or_nothing
+from minifloat.export.native import stem_of, whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.models.fused import fused_groups
 from minifloat.scales import Scale
@@ -58,7 +58,8 @@ def export(
     except Refusal as error:
         raise UserError(f"{to} cannot hold this plan: {error}") from error
     with whole_or_nothing(out) as partial:
-        sizes = write(partial, _tensors(folder, contract, schemes))
+        tensors = _tensors(folder, contract, schemes)
+        sizes = write(partial, tensors, stem=stem_of(folder.config))
         config = {**folder.config, "quantization_config": quantization}
         _json(partial / "config.json", config)
         for name, content in contract.files(quantization).items():
@@ -78,12 +79,18 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
     Raises:
         UserError: the first layer that it cannot hold.
     """
+    if split := next((name for name in folder.entries if ".parts." in name), None):
+        raise UserError(
+            f"{to} cannot hold {split}: layers that see a U-Net's skips are split in two, and only "
+            "minifloat runs them so; diffusion transformers have no such layers"
+        )
     found: dict[str, Scheme] = {}
     for name, spec in folder.specs.items():
-        shape = folder.shape(name)
-        refuse_special(folder, name, to)
+        shape, with_form = folder.shape(name), CONTRACTS[to].with_form
+        refuse_special(folder, name, to, forms=with_form is not None)
         try:
-            found[name] = CONTRACTS[to].scheme(spec, shape)
+            scheme = CONTRACTS[to].scheme(spec, shape)
+            found[name] = with_form(scheme, folder.stored[name]) if with_form else scheme
         except Refusal as error:
             hint = alternatives(spec, shape)
             raise UserError(f"{to} cannot hold {name}: {error}; {hint}") from error

@@ -12,7 +12,7 @@ READERS: dict[str, Reader] = {
     "sglang": SGLANG,
     "transformers": TRANSFORMERS,
     "diffusers": DIFFUSERS,
-    "llama-cpp-python": LLAMA_CPP,
+    "llama.cpp": LLAMA_CPP,
 }
 
 __all__ = ["READERS", "Fact", "Reader", "Verdict", "Version"]

@@ -10,6 +10,12 @@ RULES = (
         lambda f: f.contract == "modelopt",
     ),
     Rule(
+        "sdnq-package", "needs",
+        "the package sdnq",
+        "source: diffusers 0.42.1 quantizers/sdnq; run: sdnq 0.2.8 (judge_sdnq.md)",
+        lambda f: f.contract == "sdnq",
+    ),
+    Rule(
         "gguf-of-transformers", "refuses",
         "it reads GGUF files of diffusion models, and this one is a Llama's",
         "source: diffusers 0.42.1 loaders/single_file_model.py",
@@ -17,4 +23,4 @@ RULES = (
     ),
 )  # fmt: skip
 
-DIFFUSERS = Reader((0, 42), ("modelopt", "gguf"), RULES)
+DIFFUSERS = Reader((0, 42), ("modelopt", "gguf", "sdnq"), RULES)

@@ -61,6 +61,12 @@ RULES = (
         lambda f: f.contract == "quark",
     ),
     Rule(
+        "sdnq-package", "needs",
+        "the package sdnq, imported first",
+        "source: sdnq 0.2.8 quantizer.py",
+        lambda f: f.contract == "sdnq",
+    ),
+    Rule(
         "fp8-dequantized", "differs",
         "without a GPU of SM89 or later weights are decoded and inputs are not quantized",
         "source: transformers 5.23 quantizers/quantizer_finegrained_fp8.py",
@@ -69,5 +75,8 @@ RULES = (
 )  # fmt: skip
 
 TRANSFORMERS = Reader(
-    (5, 23), ("compressed-tensors", "modelopt", "quark", "fp8", "gguf"), RULES, ("modelopt",)
+    (5, 23),
+    ("compressed-tensors", "modelopt", "quark", "fp8", "gguf", "sdnq"),
+    RULES,
+    ("modelopt",),
 )
