@@ -1,14 +1,15 @@
 """A real llama.cpp runs our GGUF files: does it find the perplexity that we find?
 
     python -m benchmarks.judge_llama_cpp prepare MODEL DIR
-    LLAMA_PYTHON benchmarks/judge_llama_cpp.py serve DIR
-    python -m benchmarks.judge_llama_cpp score MODEL DIR
+    node benchmarks/judge_llama_cpp.mjs DIR
+    python -m benchmarks.judge_llama_cpp ours MODEL DIR
+    python -m benchmarks.judge_llama_cpp score DIR
 
 `prepare` rounds MODEL to nearest in Q8_0, Q4_0 and MXFP4 and writes GGUF files and windows of our
-held-out text; `serve` runs in an environment with llama-cpp-py-sync, which carries llama.cpp as it is
-(one thread, fp32 cache), and writes the log-probability of every token; `score` does the same with our
-packed model, imported from the very files. llama.cpp rounds the inputs of quantized layers to 8 bits,
-an fp16 scale for each 32, so that ours are run in two ways: with full inputs, and with such ones.
+held-out text. llama.cpp (in node-llama-cpp, which brings it built; one thread, fp32 cache) and our
+packed model, imported from the very files, write the log-probability of every token, and `score` compares.
+llama.cpp rounds the inputs of quantized layers to 8 bits, an fp16 scale for each 32, so that ours are
+run in two ways: with full inputs, and with such ones.
 """
 
 import argparse
@@ -60,88 +61,41 @@ def prepare(model_name: str, folder: Path) -> None:
         print(name, "written", flush=True)
 
 
-def serve(folder: Path) -> None:
-    """llama.cpp's log-probabilities for every file, and its tokens of the text; without minifloat."""
-    from llama_cpp_py_sync import __version__
-    from llama_cpp_py_sync._cffi_bindings import get_lib
-
-    lib = get_lib()
-    lib.llama_backend_init()
+def ours(model_name: str, folder: Path) -> None:
+    """Log-probabilities of MODEL, of the imported files and of the same with 8-bit inputs."""
     windows = json.loads((folder / "windows.json").read_text())
-    text = (folder / "text.txt").read_bytes()
-    results: dict[str, Any] = {"llama-cpp-py-sync": __version__}
-    for path in sorted((folder / "gguf").iterdir()):
-        file = str(path / "model.gguf").encode()
-        model = lib.llama_model_load_from_file(file, lib.llama_model_default_params())
-        vocabulary = lib.llama_model_get_vocab(model)
-        results["tokens"] = _tokens(lib, vocabulary, text)
-        settings = lib.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = WINDOW
-        settings.n_threads = settings.n_threads_batch = 1
-        settings.type_k = settings.type_v = 0  # fp32
-        context = lib.llama_init_from_model(model, settings)
-        size = lib.llama_vocab_n_tokens(vocabulary)
-        results[path.name] = [x for tokens in windows for x in _served(lib, context, tokens, size)]
-        lib.llama_free(context)
-        lib.llama_model_free(model)
-        (folder / "llama_cpp.json").write_text(json.dumps(results))
-        print(path.name, "served", flush=True)
+    results = {"whole": _log_probabilities(model_name, windows)}
+    for name in specs():
+        for kind in ("native", "imported"):
+            results[f"{kind} {name}"] = _log_probabilities(str(folder / kind / name), windows)
+            (folder / "ours.json").write_text(json.dumps(results))
+            print(kind, name, flush=True)
 
 
-def _tokens(lib: Any, vocabulary: Any, text: bytes) -> list[int]:
-    """The tokens of a text by llama.cpp's own tokenizer."""
-    from llama_cpp_py_sync._cffi_bindings import ffi
-
-    found = ffi.new("int32_t[]", len(text))
-    count = lib.llama_tokenize(vocabulary, text, len(text), found, len(text), False, True)
-    return list(found[0:count])
-
-
-def _served(lib: Any, context: Any, tokens: list[int], size: int) -> list[float]:
-    """The log-probability of every token but the first."""
-    import numpy as np
-    from llama_cpp_py_sync._cffi_bindings import ffi
-
-    lib.llama_memory_clear(lib.llama_get_memory(context), True)
-    batch = lib.llama_batch_init(len(tokens), 0, 1)
-    batch.n_tokens = len(tokens)
-    for i, token in enumerate(tokens):
-        batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
-        batch.n_seq_id[i] = 1
-        batch.seq_id[i][0] = 0
-    if lib.llama_decode(context, batch):
-        raise RuntimeError("llama_decode failed")
-    raw = ffi.buffer(lib.llama_get_logits(context), len(tokens) * size * 4)
-    logits = np.frombuffer(raw, np.float32).reshape(len(tokens), size)[:-1].astype(np.float64)
-    lib.llama_batch_free(batch)
-    top = logits.max(1, keepdims=True)
-    total = top[:, 0] + np.log(np.exp(logits - top).sum(1))
-    return (np.take_along_axis(logits, np.array(tokens[1:])[:, None], 1)[:, 0] - total).tolist()
-
-
-def score(model_name: str, folder: Path) -> None:
+def score(folder: Path) -> None:
     """Perplexities of both sides and the differences of single log-probabilities, as a table."""
-    import torch
+    import numpy as np
 
     results = json.loads((folder / "llama_cpp.json").read_text())
+    found = {k: np.array(v) for k, v in json.loads((folder / "ours.json").read_text()).items()}
     windows = json.loads((folder / "windows.json").read_text())
     same = results["tokens"] == [token for window in windows for token in window]
-    print(f"llama.cpp tokenizes the text {'as we do' if same else 'in another way'}")
-    whole = _log_probabilities(model_name, windows)
-    print(f"full precision: perplexity {_perplexity(whole):.4f}, {whole.numel()} tokens")
+    whole = found["whole"]
+    print(f"llama.cpp {results['llama.cpp']} tokenizes {'as we do' if same else 'in another way'}")
+    print(f"full precision: perplexity {np.exp(-whole.mean()):.4f}, {len(whole)} tokens")
     print(
         "| blocks | llama.cpp | ours, 8-bit inputs | ours | llama.cpp to ours, 8-bit inputs", end=""
     )
     print(" | to ours | to full precision |\n|---|---|---|---|---|---|---|")
     for name in specs():
-        theirs = torch.tensor(results[name], dtype=torch.float64)
-        ours = [_log_probabilities(str(folder / k / name), windows) for k in ("native", "imported")]
-        values = [f"{_perplexity(found):.4f}" for found in (theirs, *ours)]
-        apart = [f"{float((theirs - found).abs().mean()):.4f}" for found in (*ours, whole)]
-        print(f"| {' | '.join((name, *values, *apart))} |", flush=True)
+        theirs = np.array(results[name])
+        sides = [found[f"{kind} {name}"] for kind in ("native", "imported")]
+        values = [f"{np.exp(-side.mean()):.4f}" for side in (theirs, *sides)]
+        apart = [f"{np.abs(theirs - side).mean():.4f}" for side in (*sides, whole)]
+        print(f"| {' | '.join((name, *values, *apart))} |")
 
 
-def _log_probabilities(source: str, windows: list[list[int]]) -> Any:
+def _log_probabilities(source: str, windows: list[list[int]]) -> list[float]:
     """A model's log-probability of every token but the windows' first."""
     import torch
 
@@ -149,33 +103,29 @@ def _log_probabilities(source: str, windows: list[list[int]]) -> Any:
     from minifloat.models.load import load_model
 
     model, _ = load_model(source, dtype="float32")
-    found = []
+    found: list[float] = []
     with torch.inference_mode(), weights_held(model):
         for window in windows:
             tokens = torch.tensor([window])
             logits = model(tokens).logits[0, :-1].double()
-            found.append(logits.log_softmax(1).gather(1, tokens[0, 1:, None])[:, 0])
-    return torch.cat(found)
-
-
-def _perplexity(logs: Any) -> float:
-    return float((-logs.mean()).exp())
+            found += logits.log_softmax(1).gather(1, tokens[0, 1:, None])[:, 0].tolist()
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("prepare", "serve", "score"):
+    for name in ("prepare", "ours", "score"):
         command = commands.add_parser(name)
-        if name != "serve":
+        if name != "score":
             command.add_argument("model")
         command.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    if arguments.command == "serve":
-        serve(arguments.folder)
+    if arguments.command == "score":
+        score(arguments.folder)
     else:
-        {"prepare": prepare, "score": score}[arguments.command](arguments.model, arguments.folder)
+        {"prepare": prepare, "ours": ours}[arguments.command](arguments.model, arguments.folder)
 
 
 if __name__ == "__main__":

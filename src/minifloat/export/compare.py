@@ -9,6 +9,7 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer
 from minifloat.export.contract_folder import ContractFolder
+from minifloat.export.experts import under_hub_names
 from minifloat.export.native_folder import NativeFolder
 from minifloat.export.open_contract import open_contract
 from minifloat.qtensor import decode
@@ -22,6 +23,8 @@ def compare(path: Path, against: NativeFolder) -> list[str]:
     the padding are found.
     """
     folder = open_contract(path)
+    if folder.contract.hub:
+        against = under_hub_names(against)
     problems = [f"{n} is not quantized here" for n in against.specs if n not in folder.schemes]
     problems += [f"{n} is quantized here" for n in folder.schemes if n not in against.specs]
     for name in folder.schemes:

@@ -61,6 +61,7 @@ class Contract:
         fused: whether its readers fuse q/k/v and gate/up, which must then share a scheme.
         with_form: adds to a scheme what a convolution or a low-rank branch needs; without it, such
             layers are refused.
+        hub: whether its readers take a mixture's experts one by one, as they are on the hub.
     """
 
     scheme: Callable[[LayerSpec, Shape], Scheme]
@@ -73,6 +74,7 @@ class Contract:
     reciprocal: bool = False
     fused: bool = True
     with_form: Callable[[Scheme, Stored], Scheme] | None = None
+    hub: bool = True
 
 
 def weight_of(spec: LayerSpec) -> QuantSpec:

@@ -177,8 +177,8 @@ def refuse_special(folder: NativeFolder, name: str, to: str, *, forms: bool = Fa
     stored = folder.stored[name]
     if is_opened(name):
         raise UserError(
-            f"{to} cannot hold {name}: readers expect experts by other names and in one parameter; "
-            "quantize without open_experts for them"
+            f"{to} cannot hold {name}: its readers take experts in one parameter alone; "
+            "compressed-tensors and others have them one by one"
         )
     if stored.kernel is not None and not forms:
         raise UserError(

@@ -43,6 +43,8 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         folder = _without_inputs(folder)
     if folder.config["quantization_config"].get("kv_cache_scheme"):
         raise UserError(f"{source} quantizes its KV cache, which minifloat does not run")
+    if expert := next((name for name in folder.schemes if ".experts." in name), None):
+        raise UserError(f"{expert} is one of a mixture's experts, which are not imported yet")
     specs, stored = {}, {}
     for name in folder.schemes:
         specs[name], stored[name] = _outline(folder, name, weights_only)

@@ -17,6 +17,7 @@ from minifloat.errors import UserError, unknown
 from minifloat.export.companions import copy_companions
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
+from minifloat.export.experts import check_experts, under_hub_names
 from minifloat.export.native import stem_of, whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.models.fused import fused_groups
@@ -48,11 +49,15 @@ def export(
     if out.resolve() == source.resolve():
         raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
     folder, contract = open_native(source), CONTRACTS[to]
+    before = sum(entry.bytes for entry in folder.entries.values())
     if weights_only:
         folder = folder.weights_only()
+    if contract.hub:
+        folder = under_hub_names(folder)
     schemes = schemes_of(folder, to)
     if contract.fused and not separate:
         check_fused(folder, schemes)
+        check_experts(folder)
     try:
         quantization = contract.config(schemes, folder.kept())
     except Refusal as error:
@@ -67,7 +72,7 @@ def export(
         _json(partial / "export.json", {"contract": to, "minifloat": version("minifloat")})
         copy_companions(source, partial)
     return {
-        "before": sum(entry.bytes for entry in folder.entries.values()),
+        "before": before,
         "after": sum(sizes.values()),
         "layers": len(schemes),
     }

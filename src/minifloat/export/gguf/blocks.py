@@ -180,4 +180,4 @@ def _zero_points(scale: Tensor, offset: Tensor) -> Tensor:
     return zero.to(torch.uint8)
 
 
-BLOCKS = Contract(scheme, tensors, suffixes, config, schemes, read, fused=False)
+BLOCKS = Contract(scheme, tensors, suffixes, config, schemes, read, fused=False, hub=False)

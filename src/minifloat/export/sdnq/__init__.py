@@ -17,4 +17,6 @@ from minifloat.export.sdnq.config import config, schemes
 from minifloat.export.sdnq.scheme import scheme, with_form
 from minifloat.export.sdnq.tensors import read, suffixes, tensors
 
-SDNQ = Contract(scheme, tensors, suffixes, config, schemes, read, fused=False, with_form=with_form)
+SDNQ = Contract(
+    scheme, tensors, suffixes, config, schemes, read, fused=False, with_form=with_form, hub=False
+)
