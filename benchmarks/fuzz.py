@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from minifloat.errors import UserError
-from minifloat.export.gguf import export_gguf
+from minifloat.export.gguf.write import export_gguf
 from minifloat.export.native import configuration, save
 from minifloat.export.native_folder import open_native
 from minifloat.export.read import read_folder

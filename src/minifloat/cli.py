@@ -145,7 +145,7 @@ def evaluate(
 def export(
     folder: Annotated[Path, typer.Argument(help="A checkpoint of 'minifloat quantize'.")],
     to: Annotated[
-        str, typer.Option(help="compressed-tensors, modelopt, quark, fp8, humming or gguf.")
+        str, typer.Option(help="compressed-tensors, modelopt, quark, fp8, humming, sdnq or gguf.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the exported checkpoint.")],
     separate: Annotated[
@@ -156,14 +156,16 @@ def export(
     ] = False,
 ) -> None:
     """Write a quantized checkpoint as vLLM, SGLang, transformers and others read it."""
-    from minifloat.export.gguf import export_gguf
+    from minifloat.export.gguf.write import export_gguf
+    from minifloat.export.pipeline import export_pipeline, is_pipeline
     from minifloat.export.write import export as write
     from minifloat.report import human_bytes
 
     if to == "gguf":
         done = export_gguf(folder, out, weights_only=weights_only)
     else:
-        done = write(folder, to, out, separate=separate, weights_only=weights_only)
+        chosen = export_pipeline if is_pipeline(folder) else write
+        done = chosen(folder, to, out, separate=separate, weights_only=weights_only)
     console.print(
         f"{done['layers']} layers as {to}: {human_bytes(done['before'])} -> "
         f"{human_bytes(done['after'])}\ncheckpoint: {out}"
@@ -172,7 +174,9 @@ def export(
 
 @app.command("import")
 def import_folder(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint of one of the contracts.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint of one of the contracts, or a GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of our checkpoint.")],
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="Leave inputs in full precision.")
@@ -212,8 +216,8 @@ def verify(
 
 
 def _compare(folder: Path, against: Path) -> list[str]:
+    from minifloat.export.compare import compare
     from minifloat.export.native_folder import open_native
-    from minifloat.export.verify import compare
 
     problems = compare(folder, open_native(against))
     for problem in problems:

@@ -87,6 +87,31 @@ BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
         "block": LayerSpec(FP8_BLOCK),
         "e5m2 scales": LayerSpec(QuantSpec(formats.E2M3, (1, 32), formats.E5M2)),
     },
+    "sdnq": {
+        **{
+            f"float e{e}m{m}": LayerSpec(
+                QuantSpec(formats.floating(e, m), (1, 32), formats.E8M0, "up")
+            )
+            for e in range(1, 6)
+            for m in range(8 - e)
+            if e + m > 1
+        },
+        **{
+            f"int{bits}": LayerSpec(QuantSpec(formats.integer(bits), (1, 64), formats.FP16))
+            for bits in range(2, 9)
+        },
+        **{
+            f"uint{bits}": LayerSpec(
+                QuantSpec(
+                    formats.integer(bits, signed=False), (1, 64), formats.FP16, zero_point=True
+                )
+            )
+            for bits in (2, 5, 8)
+        },
+        "NVFP4": LayerSpec(NVFP4),
+        "channel": LayerSpec(QuantSpec(formats.E3M2, (1, -1))),
+        "tensor": LayerSpec(QuantSpec(formats.E3M4, (-1, -1))),
+    },
 }
 CASES = [(name, case) for name, cases in BY_CONTRACT.items() for case in cases]
 

@@ -85,6 +85,9 @@ REFUSED = [
     ("humming", QuantSpec(Format.parse("e3m2.ieee"), (1, 32)), "another bias or top"),
     ("humming", QuantSpec(formats.NF4, (1, 64)), "signed floats and integers"),
     ("humming", QuantSpec(formats.E2M1, (1, 64), formats.POW4, "up"), "no pow4 scales"),
+    ("sdnq", QuantSpec(Format.parse("e3m2.ieee"), (1, 32)), "another bias or top"),
+    ("sdnq", QuantSpec(formats.UINT4, (1, 64), zero_point=True), "beside fp16 and bf16"),
+    ("sdnq", FP8_BLOCK, "a tensor, a row or a part"),
 ]
 
 
@@ -142,5 +145,5 @@ def test_static_inputs_without_a_place_are_refused(name: str, spec: LayerSpec, w
 
 def test_the_contracts_that_can_are_found() -> None:
     assert able(LayerSpec(FP8_TENSOR, FP8_TENSOR), (256, 384)) == ["compressed-tensors", "modelopt"]
-    assert able(LayerSpec(MXFP6_E3M2), (256, 384)) == ["quark", "humming"]
+    assert able(LayerSpec(MXFP6_E3M2), (256, 384)) == ["quark", "humming", "sdnq"]
     assert able(LayerSpec(QuantSpec(formats.NF4, (1, 64))), (256, 384)) == []

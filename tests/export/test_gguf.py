@@ -12,8 +12,8 @@ import torch
 from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.contract import Refusal
-from minifloat.export.gguf import FILE, export_gguf
-from minifloat.export.gguf_blocks import blocks, kind_of
+from minifloat.export.gguf.blocks import BLOCKS
+from minifloat.export.gguf.write import FILE, export_gguf
 from minifloat.qtensor import decode
 from minifloat.spec import FP8_TOKEN, INT8_CHANNEL, MXFP4, LayerSpec, QuantSpec
 from tests.export.cases import layer_of
@@ -32,24 +32,32 @@ SPECS = {
 
 
 @pytest.mark.parametrize("case", SPECS)
-def test_the_package_decodes_our_blocks_to_our_values(case: str) -> None:
+def test_the_package_decodes_our_blocks_to_our_values_and_so_do_we(case: str) -> None:
     layer = layer_of(SPECS[case])
-    kind = kind_of(layer.spec, (256, 384))
-    assert kind == case.split(maxsplit=1)[0]
-    number = getattr(gguf.GGMLQuantizationType, kind)
-    found = gguf.quants.dequantize(blocks(layer, kind).numpy(), number)
+    scheme = BLOCKS.scheme(layer.spec, (256, 384))
+    assert scheme["type"] == case.split(maxsplit=1)[0]
+    number = getattr(gguf.GGMLQuantizationType, scheme["type"])
+    raw = BLOCKS.tensors(layer, scheme)
+    found = gguf.quants.dequantize(raw["weight"].numpy(), number)
     assert np.array_equal(found, decode(layer.q).numpy())
+    again = BLOCKS.read(scheme, raw)
+    assert np.array_equal(found, decode(again.q).numpy())
+    assert torch.equal(BLOCKS.tensors(again, scheme)["weight"], raw["weight"])
 
 
 def test_asymmetric_blocks_only_where_the_offset_is_exact() -> None:
     layer = layer_of(LayerSpec(QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True)))
     with pytest.raises(Refusal, match="no fp16 number"):
-        blocks(layer, kind_of(layer.spec, (256, 384)))
+        BLOCKS.tensors(layer, BLOCKS.scheme(layer.spec, (256, 384)))
     rounded = layer.q.scale.stored.view(torch.int16) & ~15  # seven bits of a scale times four
     exact = layer.q.scale._replace(stored=rounded.view(torch.float16))
     layer = replace(layer, q=replace(layer.q, scale=exact))
-    found = gguf.quants.dequantize(blocks(layer, "Q4_1").numpy(), gguf.GGMLQuantizationType.Q4_1)
+    blocks = BLOCKS.tensors(layer, {"type": "Q4_1"})["weight"]
+    found = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType.Q4_1)
     assert np.array_equal(found, decode(layer.q).numpy())
+    again = BLOCKS.read({"type": "Q4_1"}, {"weight": blocks})
+    assert torch.equal(again.q.codes, layer.q.codes)
+    assert str(again.q.scale.zero) == str(layer.q.scale.zero)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_asymmetric_blocks_only_where_the_offset_is_exact() -> None:
 )
 def test_other_layers_are_refused(spec: LayerSpec, words: str) -> None:
     with pytest.raises(Refusal, match=words):
-        kind_of(spec, (256, 384))
+        BLOCKS.scheme(spec, (256, 384))
 
 
 @pytest.mark.parametrize("case", ["Q8_0", "Q4_0", "MXFP4"])
@@ -105,5 +113,5 @@ def test_other_models_are_refused(build: Build, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Llama models, not opt"):
         export_gguf(source, tmp_path / "out")
     source = build(LayerSpec(QuantSpec(formats.E3M2, (1, 32))), name="other")
-    with pytest.raises(UserError, match="humming can"):
+    with pytest.raises(UserError, match="humming and sdnq can"):
         export_gguf(source, tmp_path / "out")

@@ -21,6 +21,11 @@ def args(**fields: Any) -> dict[str, Any]:
     return {"num_bits": 4, "type": "float", "symmetric": True, "dynamic": False, **fields}
 
 
+def sdnq(dtype: str) -> dict[str, Any]:
+    fixed = {"scale_dtype": None, "use_svd": False, "svd_rank": 0, "shape": [1, 4]}
+    return {"weights_dtype": dtype, "group_size": -1, **fixed}
+
+
 # 0x21 is code 1 (0.5) in the even column and code 2 (1.0) in the odd one; 0xF9 is -0.5, then -6.
 FP4_ROW, FP4_VALUES = [0x21, 0xF9] + [0x00] * 6, [0.5, 1.0, -0.5, -6.0] + [0.0] * 12
 # E4M3: 0x38 is 1, 0x40 is 2, 0xC8 is -4, 0x01 is the smallest, 2^-9, 0x7E is 448.
@@ -147,6 +152,23 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor], list[float
             "weight_scale": torch.tensor([[0.5]]),
         },
         [0.5, 1.0, 1.5, -0.5] + [0.0] * 28,
+    ),
+    # The fourth code, 0b100100 or -1/4, gives two bits to each of the others' bytes: 10, 01, 00.
+    "FP6 E3M2 in units of SDNQ": (
+        "sdnq",
+        sdnq("float6_e3m2fn"),
+        {"weight": raw([0x81, 0x61, 0x1F], U8), "scale": torch.tensor([[2.0]])},
+        [0.125, -0.125, 56.0, -0.5],
+    ),
+    "UINT4 with a real zero point": (
+        "sdnq",
+        sdnq("uint4"),
+        {
+            "weight": torch.tensor([0x0F, 0x3A], dtype=U8),
+            "scale": torch.tensor([[0.5]]).half(),
+            "zero_point": torch.tensor([[-1.5]]),
+        },
+        [6.0, -1.5, 3.5, 0.0],
     ),
 }
 

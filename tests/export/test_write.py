@@ -123,7 +123,7 @@ def test_static_inputs_name_the_contracts_that_can(build: Build, tmp_path: Path)
 
 def test_refusals_name_the_layer_and_the_contracts_that_can(build: Build, tmp_path: Path) -> None:
     source = build(LayerSpec(QuantSpec(formats.E3M2, (1, 32), formats.E8M0, "ocp")))
-    with pytest.raises(UserError, match=r"hold model.layers.0.*; quark and humming can"):
+    with pytest.raises(UserError, match=r"hold model.layers.0.*; quark, humming and sdnq can"):
         export(source, "compressed-tensors", tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'humming'"):
         export(source, "huming", tmp_path / "out")
@@ -143,7 +143,7 @@ def test_refusals_name_the_layer_and_the_contracts_that_can(build: Build, tmp_pa
 
 def test_inputs_can_be_left_out(build: Build, tmp_path: Path) -> None:
     source = build(LayerSpec(QuantSpec(formats.E2M3, (1, 32), formats.FP16), FP8_TOKEN))
-    with pytest.raises(UserError, match="humming can, with --weights-only"):
+    with pytest.raises(UserError, match="humming and sdnq can, with --weights-only"):
         export(source, "compressed-tensors", tmp_path / "out")
     with pytest.raises(UserError, match="add --weights-only"):
         export(source, "humming", tmp_path / "out")

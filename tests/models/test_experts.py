@@ -12,7 +12,6 @@ import minifloat  # noqa: F401  registers with transformers
 from minifloat.calibrate.stats import Hessian
 from minifloat.errors import UserError
 from minifloat.export.native import save
-from minifloat.export.write import export
 from minifloat.hf import swap_in
 from minifloat.method import quantize
 from minifloat.methods import build
@@ -90,16 +89,6 @@ def test_experts_are_packed_saved_and_loaded(family: str, tmp_path: Any) -> None
     packed = [row for row in report["ledger"] if ".experts." in row["name"]]
     statuses = {row["name"].rpartition(".")[2]: row["status"] for row in packed}
     assert statuses["weight"] == "quantized"
-
-
-def test_contracts_of_engines_refuse_opened_experts(tmp_path: Any) -> None:
-    """Their readers would not find the names; a file that loads nowhere is worse than none."""
-    model, made = tiny_lm.build("Mixtral").float(), method(group_size="32")
-    open_experts(model)
-    quantize(model, made, batches())
-    save(model, made.plan, tmp_path)
-    with pytest.raises(UserError, match="without open_experts"):
-        export(tmp_path, "compressed-tensors", tmp_path.with_name("out"))
 
 
 def test_every_token_is_counted_by_the_experts_it_is_sent_to() -> None:

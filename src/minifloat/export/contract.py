@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import UserError
+from minifloat.export.stored import Stored
 from minifloat.formats import Format
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
@@ -35,11 +36,13 @@ class Layer:
         spec: how its weight and input are quantized.
         q: codes uint8 [N, K], one a byte, and their scales.
         input_scale: calibrated scales of a static input, as they are stored; None for other inputs.
+        low_rank: its branch (up [N, rank], down [rank, K]), if it has one.
     """
 
     spec: LayerSpec
     q: QTensor
     input_scale: Scale | None = None
+    low_rank: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Contract:
         files: further files of the folder by name, from `quantization_config`.
         reciprocal: whether an outer scale is stored as 1 / scale, and so with one more rounding.
         fused: whether its readers fuse q/k/v and gate/up, which must then share a scheme.
+        with_form: adds to a scheme what a convolution or a low-rank branch needs; without it, such
+            layers are refused.
+        hub: whether its readers take a mixture's experts one by one, as they are on the hub.
     """
 
     scheme: Callable[[LayerSpec, Shape], Scheme]
@@ -67,6 +73,8 @@ class Contract:
     files: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
     reciprocal: bool = False
     fused: bool = True
+    with_form: Callable[[Scheme, Stored], Scheme] | None = None
+    hub: bool = True
 
 
 def weight_of(spec: LayerSpec) -> QuantSpec:

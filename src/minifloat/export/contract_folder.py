@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import UserError
+from minifloat.export.companions import copy_companions
 from minifloat.export.contract import Contract, Scheme
-from minifloat.export.contracts import CONTRACTS
-from minifloat.export.native_folder import read_config
-from minifloat.shards import DTYPES, Entry, entries
+from minifloat.shards import DTYPES, Entry
 
 # Tensors of at most this many bytes are read: shapes and constants, never weights.
 _SMALL = 64
@@ -32,6 +31,14 @@ class ContractFolder:
         """A layer's tensors."""
         return {suffix: entry.read() for suffix, entry in self._of(layer).items()}
 
+    def plain(self, name: str) -> Tensor:
+        """A tensor that belongs to no quantized layer."""
+        return self.entries[name].read()
+
+    def write_companions(self, out: Path) -> None:
+        """Put the tokenizer and what else lies beside the weights into another folder."""
+        copy_companions(self.path, out)
+
     def outline(self, layer: str) -> dict[str, Tensor]:
         """A layer's tensors without their data, but for the small ones."""
         return {suffix: _outline(entry) for suffix, entry in self._of(layer).items()}
@@ -43,38 +50,6 @@ class ContractFolder:
         if missing:
             raise UserError(f"{layer} lacks {' and '.join(missing)}, which {self.name} asks for")
         return {suffix: entry for suffix, entry in found.items() if entry is not None}
-
-
-def open_contract(path: Path) -> ContractFolder:
-    """Read a folder's configuration and headers.
-
-    Raises:
-        UserError: it has no quantization of a contract known here.
-    """
-    config = read_config(path)
-    quantization = config.get("quantization_config") or {}
-    if not isinstance(quantization, dict):
-        raise UserError(f"the quantization_config in {path} is no object")
-    name = str(quantization.get("quant_method"))
-    if name not in CONTRACTS:
-        known = ", ".join(CONTRACTS)
-        raise UserError(f"{path} has the quantization method {name!r}; known here: {known}")
-    places = entries(path)
-    present: dict[str, set[str]] = {}
-    for tensor in places:
-        module, _, suffix = tensor.rpartition(".")
-        present.setdefault(module, set()).add(suffix)
-    try:
-        schemes = CONTRACTS[name].schemes(quantization, dict(sorted(present.items())))
-        for scheme in schemes.values():
-            CONTRACTS[name].suffixes(scheme)  # asks for every field that is needed
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path / 'config.json'} is no whole {name} configuration: {error}"
-        ) from error
-    if not schemes:
-        raise UserError(f"{path} names no layer that is quantized by {name}")
-    return ContractFolder(path, name, CONTRACTS[name], config, schemes, places)
 
 
 def _outline(entry: Entry) -> Tensor:

@@ -8,6 +8,7 @@ from minifloat.export.hf_fp8 import HF_FP8
 from minifloat.export.humming import HUMMING
 from minifloat.export.modelopt import MODELOPT
 from minifloat.export.quark import QUARK
+from minifloat.export.sdnq import SDNQ
 from minifloat.spec import LayerSpec
 
 CONTRACTS: dict[str, Contract] = {
@@ -16,6 +17,7 @@ CONTRACTS: dict[str, Contract] = {
     "quark": QUARK,
     "fp8": HF_FP8,
     "humming": HUMMING,
+    "sdnq": SDNQ,
 }
 
 
@@ -27,10 +29,15 @@ def able(spec: LayerSpec, shape: Shape) -> list[str]:
 def alternatives(spec: LayerSpec, shape: Shape) -> str:
     """The end of a refusal: which contracts can, if need be without quantized inputs."""
     if found := able(spec, shape):
-        return f"{' and '.join(found)} can"
+        return f"{_listed(found)} can"
     if found := able(replace(spec, input=None), shape):
-        return f"{' and '.join(found)} can, with --weights-only"
+        return f"{_listed(found)} can, with --weights-only"
     return "no other contract can either"
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _can(name: str, spec: LayerSpec, shape: Shape) -> bool:

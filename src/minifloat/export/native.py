@@ -49,6 +49,11 @@ def configuration(plan: Plan, layers: dict[str, Stored]) -> dict[str, Any]:
     }
 
 
+def stem_of(config: dict[str, Any]) -> str:
+    """How the names of the files begin in which diffusers and transformers look for weights."""
+    return "diffusion_pytorch_model" if "_class_name" in config else "model"
+
+
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes its final name only if the block ends without an error.

@@ -22,7 +22,7 @@ from minifloat.spec import LayerSpec, QuantSpec
 
 _OWN = (
     *("weight", "weight_scale", "weight_outer_scale", "weight_zero_point"),
-    *("input_scale", "input_zero_point"),
+    *("input_scale", "input_zero_point", "low_rank_up", "low_rank_down"),
 )
 
 
@@ -69,7 +69,10 @@ class NativeFolder:
             self._read(name, "weight_scale"), self.outer(name), self._zero(name, "weight")
         )
         q = QTensor(codes, scale, spec, shape)
-        return Layer(self.specs[name], q, self.input_scale(name))
+        branch = None
+        if self.stored[name].rank:
+            branch = self._read(name, "low_rank_up"), self._read(name, "low_rank_down")
+        return Layer(self.specs[name], q, self.input_scale(name), branch)
 
     def input_scale(self, name: str) -> Scale | None:
         """The calibrated scales of a layer's static input."""
@@ -90,8 +93,8 @@ class NativeFolder:
         return self.entries[f"{name}.{suffix}"].read()
 
     def kept(self) -> list[str]:
-        """Modules with a matrix in full precision: what a configuration must name as such."""
-        names = [n for n, e in self.entries.items() if n.endswith(".weight") and len(e.shape) == 2]
+        """Modules with a matrix or a kernel in full precision, which a configuration must name."""
+        names = [n for n, e in self.entries.items() if n.endswith(".weight") and len(e.shape) > 1]
         modules = [name.removesuffix(".weight") for name in names]
         return [name for name in modules if name not in self.specs]
 
@@ -165,23 +168,27 @@ def _check_scales(
         raise UserError(f"{name}.weight_scale in {path} is {list(scale)}, which its spec is not")
 
 
-def refuse_special(folder: NativeFolder, name: str, to: str) -> None:
-    """Refuse what no contract here has, whatever its spec: convolutions, low-rank branches, experts."""
+def refuse_special(folder: NativeFolder, name: str, to: str, *, forms: bool = False) -> None:
+    """Refuse what readers have no place for, whatever its spec.
+
+    Args:
+        forms: whether the contract takes convolutions and low-rank branches.
+    """
     stored = folder.stored[name]
     if is_opened(name):
         raise UserError(
-            f"{to} cannot hold {name}: readers expect experts by other names and in one parameter; "
-            "quantize without open_experts for them"
+            f"{to} cannot hold {name}: its readers take experts in one parameter alone; "
+            "compressed-tensors and others have them one by one"
         )
-    if stored.kernel is not None:
+    if stored.kernel is not None and not forms:
         raise UserError(
             f"{to} cannot hold {name}: it is {stored}, and readers take quantized linear layers alone; "
-            "give convolutions null in the plan"
+            "give convolutions null in the plan, or export to sdnq"
         )
-    if stored.rank:
+    if stored.rank and not forms:
         raise UserError(
             f"{to} cannot hold {name}: it has a low-rank branch of rank {stored.rank}, "
-            "which only minifloat runs; quantize with --set rank=0"
+            "which only minifloat and sdnq run; quantize with --set rank=0, or export to sdnq"
         )
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal
-from minifloat.export.contract_folder import ContractFolder, open_contract
-from minifloat.export.native import configuration, whole_or_nothing
+from minifloat.export.contract_folder import ContractFolder
+from minifloat.export.native import configuration, stem_of, whole_or_nothing
+from minifloat.export.open_contract import open_contract
 from minifloat.export.stored import Stored
-from minifloat.export.write import copy_companions
 from minifloat.layers import QLinear
 from minifloat.plan import Plan
 from minifloat.shards import write
@@ -43,16 +43,18 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         folder = _without_inputs(folder)
     if folder.config["quantization_config"].get("kv_cache_scheme"):
         raise UserError(f"{source} quantizes its KV cache, which minifloat does not run")
+    if expert := next((name for name in folder.schemes if ".experts." in name), None):
+        raise UserError(f"{expert} is one of a mixture's experts, which are not imported yet")
     specs, stored = {}, {}
     for name in folder.schemes:
         specs[name], stored[name] = _outline(folder, name, weights_only)
     config = {**folder.config, "quantization_config": configuration(_plan(specs), stored)}
     with whole_or_nothing(out) as partial:
-        write(partial, _tensors(folder, specs))
+        write(partial, _tensors(folder, specs), stem=stem_of(config))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         note = {"imported": folder.name, "minifloat": version("minifloat")}
         (partial / "export.json").write_text(json.dumps(note, indent=2) + "\n")
-        copy_companions(source, partial)
+        folder.write_companions(partial)
     return len(specs)
 
 
@@ -75,7 +77,10 @@ def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[Lay
         raise UserError(
             f"minifloat has no layer like {name}: {error}; if it is the input, add --weights-only"
         ) from error
-    spec, stored = layer.spec, Stored(0, (layer.q.shape[0], layer.q.shape[1]))
+    rank = 0 if layer.low_rank is None else layer.low_rank[1].shape[0]
+    kernel = folder.schemes[name].get("shape", [])[2:]  # SDNQ's convolutions
+    shape = layer.q.shape[0], layer.q.shape[1]
+    spec, stored = layer.spec, Stored(rank, shape, (kernel[0], kernel[1]) if kernel else None)
     if weights_only:
         return LayerSpec(spec.weight), stored
     if not spec.static_input and not _constants_are_one(folder, name):
@@ -103,13 +108,15 @@ def _plan(specs: dict[str, LayerSpec]) -> Plan:
 
 
 def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tuple[str, Tensor]]:
-    for name, entry in folder.entries.items():
+    for name in folder.entries:
         module, _, suffix = name.rpartition(".")
         if module not in specs or suffix == "bias":
-            yield name, entry.read()
+            yield name, folder.plain(name)
     for name, spec in specs.items():
         layer: Layer = folder.contract.read(folder.schemes[name], folder.tensors(name))
         given = layer.input_scale if spec.static_input else None
-        packed = QLinear.pack(layer.q, spec, None, torch.float32, input_scale=given)
+        packed = QLinear.pack(
+            layer.q, spec, None, torch.float32, low_rank=layer.low_rank, input_scale=given
+        )
         for suffix, tensor in packed.state_dict().items():
             yield f"{name}.{suffix}", tensor

@@ -1,7 +1,6 @@
 """Does a folder load where it shall run? Answered from headers, configuration and a table of rules.
 
-`verify` needs no reader's package, no GPU and no weights in memory. `compare` goes on to decode every
-tensor and hold it against our own checkpoint, bit for bit.
+`verify` needs no reader's package, no GPU and no weights in memory.
 """
 
 import re
@@ -10,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from minifloat.errors import UserError, unknown
 from minifloat.export.contract import Layer
-from minifloat.export.contract_folder import ContractFolder, open_contract
-from minifloat.export.native_folder import NativeFolder
-from minifloat.export.rules import READERS, UNTRACED, Fact, Verdict, Version, fired
+from minifloat.export.contract_folder import ContractFolder
+from minifloat.export.open_contract import open_contract
+from minifloat.export.readers import READERS, Fact, Verdict, Version
 from minifloat.models.fused import fused_groups
-from minifloat.qtensor import decode
 
 _WORST: tuple[Verdict, ...] = ("loads", "needs", "differs", "refuses")
 
@@ -49,7 +44,7 @@ def verify(path: Path, readers: dict[str, Version] | None = None) -> list[Findin
     folder = open_contract(path)
     facts = dict(_facts(folder))
     if readers is None:
-        readers = {name: version for name, (version, _) in READERS.items()}
+        readers = {name: reader.version for name, reader in READERS.items()}
     return [finding for name, v in readers.items() for finding in _findings(name, v, folder, facts)]
 
 
@@ -59,7 +54,7 @@ def parse_reader(text: str) -> dict[str, Version]:
     if name not in READERS:
         raise unknown("reader", name, READERS)
     if not version:
-        return {name: READERS[name][0]}
+        return {name: READERS[name].version}
     if not re.fullmatch(r"\d+(\.\d+)*", version):
         raise UserError(f"--for takes NAME==VERSION, such as vllm==0.33, not {text!r}")
     return {name: tuple(int(part) for part in version.split("."))}
@@ -75,24 +70,24 @@ def _findings(
 ) -> Iterator[Finding]:
     label = f"{reader}=={'.'.join(map(str, version))}"
     everything = tuple(facts)
-    if folder.name not in READERS[reader][1]:
+    if folder.name not in READERS[reader].contracts:
         says = f"it has no reader of {folder.name}"
         yield Finding(label, "refuses", "no-reader", says, "source: its registry", everything)
         return
-    if (reader, folder.name) in UNTRACED:
+    if folder.name in READERS[reader].untraced:
         says = "a reader is registered, but what it does was not traced"
         yield Finding(label, "needs", "not-traced", says, "source: its registry", everything)
     by_rule: dict[int, tuple[Any, list[str]]] = {}
     clean = []
     for name, fact in facts.items():
-        rules = fired(fact, reader, version)
+        rules = READERS[reader].fired(fact, version)
         for rule in rules:
             by_rule.setdefault(id(rule), (rule, []))[1].append(name)
         if not rules:
             clean.append(name)
     for rule, layers in by_rule.values():
         yield Finding(label, rule.verdict, rule.name, rule.says, rule.evidence, tuple(layers))
-    if clean and (reader, folder.name) not in UNTRACED:
+    if clean and folder.name not in READERS[reader].untraced:
         yield Finding(label, "loads", "", "loads as it is meant", "", tuple(clean))
 
 
@@ -164,67 +159,3 @@ def _checked(folder: ContractFolder, name: str) -> Layer:
             "quantize it again"
         )
     return layer
-
-
-def compare(path: Path, against: NativeFolder) -> list[str]:
-    """Decode every tensor of a folder and hold it against our own checkpoint; what differs.
-
-    Weights and calibrated scales of inputs agree bit for bit; where a contract stores the reciprocal
-    of an outer scale, within that one rounding. Tensors are also written again, so that stray bits of
-    the padding are found.
-    """
-    folder = open_contract(path)
-    problems = [f"{n} is not quantized here" for n in against.specs if n not in folder.schemes]
-    problems += [f"{n} is quantized here" for n in folder.schemes if n not in against.specs]
-    for name in folder.schemes:
-        if name in against.specs:
-            problems += [f"{name}: {what}" for what in _differences(folder, name, against)]
-    for name in against.others():
-        entry = folder.entries.get(name)
-        if entry is None or not _same_bytes(entry.read(), against.entries[name].read()):
-            problems.append(f"{name} is not the same")
-    return problems
-
-
-def _differences(folder: ContractFolder, name: str, against: NativeFolder) -> Iterator[str]:
-    tensors, scheme = folder.tensors(name), folder.schemes[name]
-    try:
-        theirs = folder.contract.read(scheme, tensors)
-        again = folder.contract.tensors(theirs, scheme)
-    except (UserError, RuntimeError, KeyError, ValueError, IndexError) as error:
-        yield f"cannot be read: {str(error).strip().splitlines()[0]}"
-        return
-    ours = against.layer(name)
-    for suffix, tensor in again.items():
-        if not _same_bytes(tensor, tensors[suffix]):
-            yield f"{suffix} holds bits that its codes do not (padding, or a constant)"
-    if theirs.q.shape != ours.q.shape:
-        yield f"shape {theirs.q.shape}, not {ours.q.shape}"
-        return
-    yield from _input_differences(theirs, ours)
-    got, wanted = decode(theirs.q), decode(ours.q)
-    inexact = folder.contract.reciprocal and ours.q.scale.outer is not None
-    bound = wanted.abs() * 2**-22 if inexact else torch.zeros(())
-    wrong = ~((got - wanted).abs() <= bound)
-    if bool(wrong.any()):
-        most = float((got - wanted).abs().nan_to_num(torch.inf).max())
-        yield f"{int(wrong.sum())} of {wrong.numel()} weights differ, the most by {most:.3g}"
-
-
-def _input_differences(theirs: Layer, ours: Layer) -> Iterator[str]:
-    """What differs in calibrated inputs; an export of weights alone has none."""
-    one, two = theirs.input_scale, ours.input_scale
-    if theirs.spec.input is None or one is two:
-        return
-    if one is None or two is None:
-        yield f"its input is scaled {'at run time' if one is None else 'by a stored number'} here"
-    elif not torch.equal(one.stored, two.stored):
-        yield f"its input scale is {one.stored.tolist()}, not {two.stored.tolist()}"
-    elif one.zero is not None and two.zero is not None and not torch.equal(one.zero, two.zero):
-        yield f"its input's zero point is {one.zero.tolist()}, not {two.zero.tolist()}"
-
-
-def _same_bytes(one: Tensor, two: Tensor) -> bool:
-    if one.dtype != two.dtype or one.shape != two.shape:
-        return False
-    return torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))

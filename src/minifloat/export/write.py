@@ -5,7 +5,6 @@ folder always gives the same bytes.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +14,15 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import UserError, unknown
+from minifloat.export.companions import copy_companions
 from minifloat.export.contract import Contract, Refusal, Scheme
 from minifloat.export.contracts import CONTRACTS, alternatives
-from minifloat.export.native import whole_or_nothing
+from minifloat.export.experts import check_experts, under_hub_names
+from minifloat.export.native import stem_of, whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.models.fused import fused_groups
 from minifloat.scales import Scale
 from minifloat.shards import write
-
-_COPIED = (".json", ".txt", ".model", ".jinja")
-_OURS = ("config.json", "report.json", "export.json", "model.safetensors.index.json")
 
 
 def export(
@@ -51,17 +49,22 @@ def export(
     if out.resolve() == source.resolve():
         raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
     folder, contract = open_native(source), CONTRACTS[to]
+    before = sum(entry.bytes for entry in folder.entries.values())
     if weights_only:
         folder = folder.weights_only()
+    if contract.hub:
+        folder = under_hub_names(folder)
     schemes = schemes_of(folder, to)
     if contract.fused and not separate:
         check_fused(folder, schemes)
+        check_experts(folder)
     try:
         quantization = contract.config(schemes, folder.kept())
     except Refusal as error:
         raise UserError(f"{to} cannot hold this plan: {error}") from error
     with whole_or_nothing(out) as partial:
-        sizes = write(partial, _tensors(folder, contract, schemes))
+        tensors = _tensors(folder, contract, schemes)
+        sizes = write(partial, tensors, stem=stem_of(folder.config))
         config = {**folder.config, "quantization_config": quantization}
         _json(partial / "config.json", config)
         for name, content in contract.files(quantization).items():
@@ -69,7 +72,7 @@ def export(
         _json(partial / "export.json", {"contract": to, "minifloat": version("minifloat")})
         copy_companions(source, partial)
     return {
-        "before": sum(entry.bytes for entry in folder.entries.values()),
+        "before": before,
         "after": sum(sizes.values()),
         "layers": len(schemes),
     }
@@ -81,12 +84,18 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
     Raises:
         UserError: the first layer that it cannot hold.
     """
+    if split := next((name for name in folder.entries if ".parts." in name), None):
+        raise UserError(
+            f"{to} cannot hold {split}: layers that see a U-Net's skips are split in two, and only "
+            "minifloat runs them so; diffusion transformers have no such layers"
+        )
     found: dict[str, Scheme] = {}
     for name, spec in folder.specs.items():
-        shape = folder.shape(name)
-        refuse_special(folder, name, to)
+        shape, with_form = folder.shape(name), CONTRACTS[to].with_form
+        refuse_special(folder, name, to, forms=with_form is not None)
         try:
-            found[name] = CONTRACTS[to].scheme(spec, shape)
+            scheme = CONTRACTS[to].scheme(spec, shape)
+            found[name] = with_form(scheme, folder.stored[name]) if with_form else scheme
         except Refusal as error:
             hint = alternatives(spec, shape)
             raise UserError(f"{to} cannot hold {name}: {error}; {hint}") from error
@@ -138,14 +147,6 @@ def _tensors(
     for name, scheme in schemes.items():
         for suffix, tensor in contract.tensors(folder.layer(name), scheme).items():
             yield f"{name}.{suffix}", tensor
-
-
-def copy_companions(source: Path, out: Path) -> None:
-    """Tokenizer, generation settings and templates, as they lie beside the weights."""
-    for path in sorted(source.iterdir()):
-        wanted = path.is_file() and path.suffix in _COPIED and path.name not in _OURS
-        if wanted and not (out / path.name).exists():
-            shutil.copyfile(path, out / path.name)
 
 
 def _json(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,57 @@
+// llama.cpp's side of judge_llama_cpp.py: `npm install node-llama-cpp`, which brings it built, and then
+//
+//     node benchmarks/judge_llama_cpp.mjs DIR
+//
+// writes the log-probability of every token of the windows for every GGUF file, and the tokens of the text.
+// One thread; the package is looked up in DIR or its parents.
+import fs from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+
+const CHUNK = 32; // tokens whose logits, a map each, are held at once
+
+const folder = path.resolve(process.argv[2]);
+const entry = createRequire(path.join(folder, "x")).resolve("node-llama-cpp");
+const { getLlama } = await import(pathToFileURL(entry).href);
+
+const llama = await getLlama({ gpu: false, build: "never", maxThreads: 1 });
+const windows = JSON.parse(fs.readFileSync(path.join(folder, "windows.json"), "utf8"));
+const text = fs.readFileSync(path.join(folder, "text.txt"), "utf8");
+const results = { "llama.cpp": llama.llamaCppRelease };
+
+for (const name of fs.readdirSync(path.join(folder, "gguf")).sort()) {
+    const modelPath = path.join(folder, "gguf", name, "model.gguf");
+    const model = await llama.loadModel({ modelPath });
+    const size = windows[0].length;
+    const context = await model.createContext({
+        contextSize: size, batchSize: size, threads: 1, flashAttention: false,
+        experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32",
+    });
+    const sequence = context.getSequence();
+    results.tokens = model.tokenize(text, true);
+    results[name] = [];
+    for (const tokens of windows) {
+        await sequence.clearHistory();
+        for (let first = 0; first < size; first += CHUNK) {
+            const items = tokens.slice(first, first + CHUNK);
+            const asked = items.map((token) => [token, { generateNext: { logits: true } }]);
+            const found = await sequence.controlledEvaluate(asked);
+            found.forEach((result, i) => {
+                const next = tokens[first + i + 1];
+                if (next !== undefined) results[name].push(logProbability(result.next.logits, next));
+            });
+        }
+    }
+    fs.writeFileSync(path.join(folder, "llama_cpp.json"), JSON.stringify(results));
+    console.log(name, "served");
+    await context.dispose();
+    await model.dispose();
+}
+
+function logProbability(logits, token) {
+    let top = -Infinity, sum = 0;
+    for (const value of logits.values()) top = Math.max(top, value);
+    for (const value of logits.values()) sum += Math.exp(value - top);
+    return logits.get(token) - top - Math.log(sum);
+}
