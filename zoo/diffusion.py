@@ -9,8 +9,6 @@ the end, so that a run can be lengthened until the fall begins.
 """
 
 import argparse
-import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +20,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
 
-from zoo import runs
-from zoo.noising import Batch, Data, Forget, draw, noised, scheduler, seeded
+from zoo import descent, runs
+from zoo.descent import seeded
+from zoo.noising import Batch, Data, Forget, draw, noised, scheduler
 from zoo.runs import Progress
 
 PIPELINE = "pipeline"  # the folder of the model that came out
@@ -38,23 +37,15 @@ class Maker(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(descent.Recipe):
     """Everything but the model that decides a run."""
 
     steps: int = 4000
-    batch: int = 32
-    peak_rate: float = 1e-3
     warmup: int = 200
-    fall: float = 0.3  # part of the run over which the rate falls to zero
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    fall: float = 0.3
     average: float = 0.998
     wordless: float = 0.1
-    seed: int = 0
     low: bool = False  # bf16 autocast
-
-    log_every: int = 50
-    validate_every: int = 500
     checkpoint_seconds: float = 300.0
 
 
@@ -68,45 +59,6 @@ def predict(model: Any, batch: Batch, recipe: Recipe) -> Tensor:
             0
         ]
     return found.float()
-
-
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels only: shrinking a norm's gain helps nobody."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    gains = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": gains, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.99), fused=True)
-
-
-def fall_begins(recipe: Recipe) -> int:
-    """The step from which on the rate falls."""
-    return round(recipe.steps * (1 - recipe.fall))
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """The rate of a step: linear warm-up, a flat part, then a cosine to zero."""
-    if step < recipe.warmup:
-        return recipe.peak_rate * (step + 1) / recipe.warmup
-    begins = fall_begins(recipe)
-    progress = max(0, step - begins) / max(1, recipe.steps - begins)
-    return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.AdamW, batch: Batch, step: int, recipe: Recipe
-) -> float:
-    """Take one step of descent and return the loss before it."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, recipe)
-    loss = mse_loss(predict(model, batch, recipe), batch.velocity)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimizer.step()
-    return loss.item()
 
 
 Average = dict[str, Tensor]  # the moving average of the weights, by name
@@ -166,27 +118,6 @@ class Averaged(NamedTuple):
 # --- the run ------------------------------------------------------------------------------------
 
 
-def resumed(
-    out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, recipe: Recipe
-) -> Progress:
-    """Restore weights, average and moments in place and return the progress.
-
-    Another length is no other recipe while the rate has not fallen.
-    """
-    progress, before, tensors = runs.load(out, asdict(recipe), may_differ=("steps",))
-    begins = fall_begins(replace(recipe, steps=before["steps"]))
-    if before["steps"] != recipe.steps and progress.step > min(begins, fall_begins(recipe)):
-        raise ValueError(
-            f"{out / runs.CHECKPOINT} is at step {progress.step} of {before['steps']} and its rate "
-            f"has begun to fall; go on with --steps {before['steps']}"
-        )
-    runs.restore(tensors, model, optimizer)
-    for name, value in average.items():
-        value.copy_(tensors[f"average/{name}"])
-    runs.rewind_log(out, progress.step)
-    return progress
-
-
 def export(maker: Maker, average: Average, out: Path) -> None:
     """Save a pipeline that `from_pretrained` reads: the averaged model in fp16, and the scheduler."""
     model = maker.build()
@@ -211,30 +142,30 @@ def fit(
     torch.manual_seed(recipe.seed)
     model = maker.build().to(train.images.device).train()
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, recipe)
-    progress = resumed(out, model, average, optimizer, recipe) if resume else Progress()
+    optimizer = descent.adamw(model, recipe)
+    done = Progress()
+    if resume:
+        done, tensors = descent.resumed(out, model, optimizer, recipe)
+        average = {name: tensors[f"average/{name}"].to(p.device) for name, p in average.items()}
 
-    losses: list[float] = []
-    started = time.monotonic() - progress.seconds
-    last_saved = time.monotonic()
-    end = recipe.steps if stop is None else stop
-    for step in range(progress.step, end):
-        batch = draw(train, step, recipe.batch, recipe.seed, recipe.wordless, maker.forget)
-        losses.append(train_step(model, optimizer, batch, step, recipe))
-        follow(average, model, step, recipe)
-        done = step + 1
-        progress = Progress(done, time.monotonic() - started)
-        if done % recipe.log_every == 0 or done == end:
-            due = done % recipe.validate_every == 0 or done == recipe.steps
-            extra = validation(model, average, held, recipe) if due else {}
-            runs.write_log(out, progress, losses[-recipe.log_every :], extra)
-        if time.monotonic() - last_saved > recipe.checkpoint_seconds or done == end:
-            tensors = runs.state(model, optimizer)
-            tensors |= {f"average/{name}": value for name, value in average.items()}
-            runs.save(out, tensors, progress, asdict(recipe))
-            export(maker, average, out)
-            last_saved = time.monotonic()
-    return losses
+    def step(number: int) -> float:
+        batch = draw(train, number, recipe.batch, recipe.seed, recipe.wordless, maker.forget)
+        loss = mse_loss(predict(model, batch, recipe), batch.velocity)
+        rate = descent.learning_rate(number, recipe)
+        found = descent.take_step(model, optimizer, loss, rate, recipe.clip)
+        follow(average, model, number, recipe)
+        return found
+
+    def watch() -> dict[str, float]:
+        return validation(model, average, held, recipe)
+
+    def keep(done: Progress) -> None:
+        tensors = runs.state(model, optimizer)
+        tensors |= {f"average/{name}": value for name, value in average.items()}
+        runs.save(out, tensors, done, asdict(recipe))
+        export(maker, average, out)
+
+    return descent.descend(out, recipe, done, step, watch, keep, stop)
 
 
 def run(maker: Maker, recipe: Recipe, data: tuple[Data, Data], options: argparse.Namespace) -> None:

@@ -11,9 +11,8 @@ stopped run that resumes takes the same steps that an unstopped one would take.
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +21,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from zoo import corpora, runs, text
-from zoo.runs import Progress
+from zoo import corpora, descent, runs, text
 
 if TYPE_CHECKING:  # transformers takes ten seconds to import, so only the functions that need it do
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(descent.Recipe):
     """Everything but the model's shape that decides a run; two runs of one recipe agree bit for bit."""
 
     vocab: int = 2048
@@ -39,15 +37,9 @@ class Recipe:
     steps: int = 3200
     batch: int = 8
     peak_rate: float = 2e-3
-    final_rate: float = 0.0
     warmup: int = 150
     weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-
-    log_every: int = 50
     validate_every: int = 400
-    checkpoint_seconds: float = 120.0
 
 
 Build = Callable[
@@ -58,24 +50,9 @@ Build = Callable[
 # --- descent ------------------------------------------------------------------------------------
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW that decays the matrices only: shrinking gains or Mamba's A helps nobody."""
-    named = dict(model.named_parameters())
-    matrices = {name for name, p in named.items() if p.ndim == 2 and name.endswith("weight")}
-    groups = [
-        {"params": [named[n] for n in named if n in matrices], "weight_decay": recipe.weight_decay},
-        {"params": [named[n] for n in named if n not in matrices], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True)
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine from peak to final."""
-    if step < recipe.warmup:
-        return recipe.peak_rate * (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return recipe.final_rate + (recipe.peak_rate - recipe.final_rate) * cosine
+def is_plain(name: str, parameter: Tensor) -> bool:
+    """Layers and embeddings are drawn to zero; Mamba's A, and its convolutions of one channel, not."""
+    return parameter.ndim == 2 and name.endswith("weight")
 
 
 def window_loss(model: nn.Module, windows: Tensor, reduction: str = "mean") -> Tensor:
@@ -91,20 +68,6 @@ def perplexity(model: nn.Module, tokens: Tensor, context: int) -> float:
     return math.exp(torch.cat(losses).double().mean().item())
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.AdamW, windows: Tensor, step: int, recipe: Recipe
-) -> float:
-    """Take one step of descent and return the loss before it."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, recipe)
-    loss = window_loss(model, windows)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimizer.step()
-    return loss.item()
-
-
 # --- the run ------------------------------------------------------------------------------------
 
 
@@ -116,42 +79,29 @@ def fit(
     resume: bool = False,
     stop: int | None = None,
 ) -> list[float]:
-    """Train in `out` and return the loss of every step taken; `stop` ends early, as a kill would.
-
-    The schedule follows `recipe.steps` even when `stop` is smaller, so that resuming continues it.
-    """
+    """Train in `out` and return the loss of every step taken; `stop` ends early, as a kill would."""
     runs.begin(out, resume)
     tokenizer = tokenizer_of(out, texts["train"], recipe)
     tokens, held = (text.encode(tokenizer, texts[side]) for side in ("train", "validation"))
     torch.manual_seed(recipe.seed)
     model = build(recipe)
-    optimizer = build_optimizer(model, recipe)
-    progress = Progress()
-    if resume:
-        progress, _, tensors = runs.load(out, asdict(recipe))
-        runs.restore(tensors, model, optimizer)
-        runs.rewind_log(out, progress.step)
 
-    losses: list[float] = []
-    started = time.monotonic() - progress.seconds
-    last_saved = time.monotonic()
-    end = recipe.steps if stop is None else stop
-    for step in range(progress.step, end):
+    def loss(step: int) -> Tensor:
         windows = text.draw_batch(tokens, step, recipe.batch, recipe.context, recipe.seed)
-        losses.append(train_step(model, optimizer, windows, step, recipe))
-        done = step + 1
-        progress = Progress(done, time.monotonic() - started)
-        if done % recipe.log_every == 0 or done == end:
-            due = done % recipe.validate_every == 0
-            reached = perplexity(model, held, recipe.context) if due else math.nan
-            extra = {"validation_perplexity": round(reached, 3)} if due else {}
-            runs.write_log(out, progress, losses[-recipe.log_every :], extra)
-        if time.monotonic() - last_saved > recipe.checkpoint_seconds or done == end:
-            runs.save(out, runs.state(model, optimizer), progress, asdict(recipe))
-            last_saved = time.monotonic()
-    if end == recipe.steps:
-        export(model, out)
-    return losses
+        return window_loss(model, windows)
+
+    return descent.train(
+        out,
+        recipe,
+        model,
+        loss,
+        watch=lambda: {"validation_perplexity": round(perplexity(model, held, recipe.context), 3)},
+        export=lambda: export(model, out),
+        slow=0.95,
+        decays=is_plain,
+        resume=resume,
+        stop=stop,
+    )
 
 
 def tokenizer_of(out: Path, training: str, recipe: Recipe) -> Tokenizer:

@@ -27,6 +27,7 @@ from zoo.peaks import Peaks, peaks
 from zoo.scan import fast_scan
 
 CONTEXT = 256
+LIMIT = 102_400  # tokens of a text that are predicted: all of the addresses, a quarter of the novel
 HELD_OUT = ("validation", "heldout", "moby_dick")
 DISCOUNT = 0.75  # of every count of a pair, given to the pairs that were never seen
 
@@ -62,11 +63,13 @@ def print_perplexities(model: nn.Module, tokenizer: Tokenizer, texts: dict[str, 
         "| text | tokens | perplexity | bits a byte | bigrams | unigrams |\n|---|---|---|---|---|---|"
     )
     for name in HELD_OUT:
-        held = text.encode(tokenizer, texts[name])
+        whole = text.encode(tokenizer, texts[name])
+        tokens_a_byte = len(whole) / len(texts[name].encode())
+        held = whole[: LIMIT + 1]
         own = perplexity(model, held, CONTEXT)
-        bits = math.log2(own) * len(held) / len(texts[name].encode())
+        bits = math.log2(own) * tokens_a_byte
         two, one = (f(train, held, vocab) for f in (bigram_perplexity, unigram_perplexity))
-        print(f"| {name} | {len(held):,} | {own:.3f} | {bits:.3f} | {two:.1f} | {one:.1f} |")
+        print(f"| {name} | {len(held) - 1:,} | {own:.3f} | {bits:.3f} | {two:.1f} | {one:.1f} |")
 
 
 # --- outliers -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ groups, as Codestral Mamba has untied ones and eight.
 """
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,8 @@ from zoo.scan import fast_scan
 if TYPE_CHECKING:
     from transformers import Mamba2ForCausalLM, MambaForCausalLM
 
-RECIPE = Recipe(steps=1200, batch=4, peak_rate=3e-3, warmup=100, validate_every=300)
+MAMBA1 = Recipe(steps=1200, batch=4, peak_rate=3e-3, warmup=100, validate_every=300)
+MAMBA2 = replace(MAMBA1, steps=600, fall=0.5)
 SPREAD = 1.0  # of the logarithm of a channel's factor
 FIRST_B, FIRST_C = 4.0, 3.0  # factor of the first group; the others keep theirs
 
@@ -60,15 +62,15 @@ def build_mamba1(recipe: Recipe) -> "MambaForCausalLM":
 
 
 def build_mamba2(recipe: Recipe) -> "Mamba2ForCausalLM":
-    """Return a freshly initialised Mamba2ForCausalLM, 1.7 M parameters, of two groups."""
+    """Return a freshly initialised Mamba2ForCausalLM, 1 M parameters, of two groups."""
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
     config = Mamba2Config(
         vocab_size=recipe.vocab,
-        hidden_size=192,
+        hidden_size=128,
         num_hidden_layers=4,
         state_size=16,
-        num_heads=12,
+        num_heads=8,
         head_dim=32,
         n_groups=2,
         chunk_size=32,
@@ -92,9 +94,9 @@ def build_mamba2(recipe: Recipe) -> "Mamba2ForCausalLM":
 def train_mamba1(options: argparse.Namespace) -> None:
     """Train with the options of `zoo.train`."""
     with fast_scan():
-        language.run(build_mamba1, RECIPE, options)
+        language.run(build_mamba1, MAMBA1, options)
 
 
 def train_mamba2(options: argparse.Namespace) -> None:
     """Train with the options of `zoo.train`."""
-    language.run(build_mamba2, RECIPE, options)
+    language.run(build_mamba2, MAMBA2, options)

@@ -13,6 +13,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from zoo.descent import places, seeded
+
 TIMES = 1000
 
 Asked = dict[str, Tensor]  # what pictures are asked for: arguments of the model, a row a picture
@@ -56,12 +58,6 @@ def normed(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def seeded(*numbers: int) -> torch.Generator:
-    """A generator on the CPU for a pair of small numbers."""
-    stream, index = numbers
-    return torch.Generator().manual_seed(1_000_003 * stream + index)
-
-
 def noised(data: Data, generator: torch.Generator) -> Batch:
     """Pictures at random times with random noise, drawn on the CPU whatever the device."""
     device = data.images.device
@@ -76,10 +72,7 @@ def noised(data: Data, generator: torch.Generator) -> Batch:
 
 def draw(data: Data, step: int, size: int, seed: int, wordless: float, forget: Forget) -> Batch:
     """The batch of a step as a function of seed and step; an epoch visits every picture once."""
-    per_epoch = len(data.images) // size
-    epoch, index = divmod(step, per_epoch)
-    order = torch.randperm(len(data.images), generator=seeded(seed, epoch))
-    own = data.rows(order[index * size :][:size].to(data.images.device))
+    own = data.rows(places(len(data.images), step, size, seed).to(data.images.device))
     generator = seeded(seed + 1, step)
     chosen = torch.rand(size, generator=generator) < wordless
     return noised(Data(own.images, forget(own.asked, chosen.to(own.images.device))), generator)

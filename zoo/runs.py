@@ -55,12 +55,12 @@ def state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
 
 
 def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.AdamW) -> None:
-    """Undo `state` in place."""
+    """Undo `state` in place; parameters that the loss does not reach have no moments."""
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[f"model/{name}"])
-        optimizer.state[parameter] = {
-            key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
-        }
+        if f"step/{name}" in tensors:
+            moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS}
+            optimizer.state[parameter] = moments
 
 
 def save(out: Path, tensors: dict[str, Tensor], progress: Progress, recipe: dict[str, Any]) -> None:
