@@ -11,7 +11,7 @@ import argparse
 
 from diffusers import DDIMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
-from zoo import diffusion, prompts
+from zoo import captioned, diffusion, prompts
 from zoo.diffusion import Maker, Recipe
 
 CPU = Recipe(peak_rate=8e-4)  # small matrices: bf16 gains nothing
@@ -40,9 +40,10 @@ def pipeline(transformer: PixArtTransformer2DModel, plan: DDIMScheduler) -> PixA
     )
 
 
-MAKER = Maker(build, pipeline)
+MAKER = Maker(build, pipeline, captioned.forget)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train with the options of `zoo.train`."""
-    diffusion.run(MAKER, CPU if options.device == "cpu" else GPU, options)
+    recipe = CPU if options.device == "cpu" else GPU
+    diffusion.run(MAKER, recipe, captioned.load(options, masked=True), options)

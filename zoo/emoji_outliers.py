@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minifloat.models.pipeline import denoiser, open_pipeline, sample
 from minifloat.models.prompts import read_prompts
 from zoo.emoji_card import GUIDANCE, SEED, STEPS
-from zoo.llama_tiny import Peaks, peaks
+from zoo.peaks import Peaks, peaks
 from zoo.terrain_card import brief
 
 ASKED = 8  # prompts of heldout.safetensors that are drawn

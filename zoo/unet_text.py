@@ -12,11 +12,11 @@ import argparse
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from zoo import diffusion, prompts
+from zoo import captioned, diffusion, prompts
 from zoo.diffusion import Maker, Recipe
 
-CPU = Recipe(low=True, masked=False)
-GPU = Recipe(steps=20_000, batch=256, low=True, masked=False, checkpoint_seconds=60.0)
+CPU = Recipe(low=True)
+GPU = Recipe(steps=20_000, batch=256, low=True, checkpoint_seconds=60.0)
 
 
 def build() -> UNet2DConditionModel:
@@ -52,9 +52,10 @@ def pipeline(unet: UNet2DConditionModel, plan: DDIMScheduler) -> StableDiffusion
     )
 
 
-MAKER = Maker(build, pipeline)
+MAKER = Maker(build, pipeline, captioned.forget)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train with the options of `zoo.train`."""
-    diffusion.run(MAKER, CPU if options.device == "cpu" else GPU, options)
+    recipe = CPU if options.device == "cpu" else GPU
+    diffusion.run(MAKER, recipe, captioned.load(options, masked=False), options)

@@ -11,13 +11,15 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from zoo import diffusion, dit_text, emoji, prompts, unet_text
-from zoo.diffusion import Data, Maker, Recipe
+from zoo import captioned, diffusion, dit_text, emoji, noising, prompts, runs, unet_text
+from zoo.captioned import MASK, TEXT
+from zoo.diffusion import Maker, Recipe
+from zoo.noising import Data
 
 SMALL = Recipe(
     steps=12, batch=4, warmup=2, log_every=4, validate_every=8, checkpoint_seconds=1000.0
 )
-TEXT = 16  # width of made-up prompts
+WIDTH = 16  # of made-up prompts
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +124,7 @@ def small_unet() -> Any:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT,
+        cross_attention_dim=WIDTH,
         attention_head_dim=1,
         norm_num_groups=4,
     )
@@ -140,39 +142,39 @@ def small_dit() -> Any:
         num_attention_heads=2,
         attention_head_dim=8,
         cross_attention_dim=16,
-        caption_channels=TEXT,
+        caption_channels=WIDTH,
     )
 
 
 MAKERS = {
-    "unet": (Maker(small_unet, unet_text.pipeline), replace(SMALL, masked=False, low=True)),
-    "dit": (Maker(small_dit, dit_text.pipeline), SMALL),
+    "unet": (Maker(small_unet, unet_text.pipeline, captioned.forget), replace(SMALL, low=True)),
+    "dit": (Maker(small_dit, dit_text.pipeline, captioned.forget), SMALL),
 }
 
 
-def data(count: int, seed: int) -> Data:
+def data(count: int, seed: int, masked: bool = True) -> Data:
     """Pictures of one colour each, which the prompt names by its second token."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (count, 3), generator=generator)
-    text = torch.zeros(count, 4, TEXT, dtype=torch.float16)
+    text = torch.zeros(count, 4, WIDTH, dtype=torch.float16)
     text[:, 0], text[:, 1, :3] = 10.0, (colours / 64).half()
     mask = torch.tensor([True, True, False, False]).expand(count, -1)
     images = colours[..., None, None].expand(-1, -1, 32, 32).to(torch.uint8)
-    return Data(images.contiguous(), text, mask)
+    return Data(images.contiguous(), {TEXT: text} | ({MASK: mask} if masked else {}))
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_resumed_run_takes_the_steps_of_an_unstopped_one(kind: str, tmp_path: Path) -> None:
     maker, recipe = MAKERS[kind]
-    train, held = data(16, 0), data(4, 1)
+    train, held = (data(count, seed, kind == "dit") for count, seed in ((16, 0), (4, 1)))
     whole = diffusion.fit(maker, train, held, tmp_path / "whole", recipe)
     before = diffusion.fit(maker, train, held, tmp_path / "parts", recipe, stop=6)
     after = diffusion.fit(maker, train, held, tmp_path / "parts", recipe, resume=True)
 
     assert whole == before + after
-    lines = (tmp_path / "parts" / diffusion.LOG).read_text().splitlines()
+    lines = (tmp_path / "parts" / runs.LOG).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 6, 8, 12]
-    found = [tmp_path / name / diffusion.CHECKPOINT for name in ("whole", "parts")]
+    found = [tmp_path / name / runs.CHECKPOINT for name in ("whole", "parts")]
     weights = [weights_of(path) for path in found]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -190,10 +192,11 @@ def test_every_stop_leaves_a_pipeline_that_draws(kind: str, tmp_path: Path) -> N
     from minifloat.models.prompts import Prompts
 
     maker, recipe = MAKERS[kind]
-    diffusion.fit(maker, data(8, 0), data(4, 1), tmp_path, recipe, stop=1)
+    train, held = (data(count, seed, kind == "dit") for count, seed in ((8, 0), (4, 1)))
+    diffusion.fit(maker, train, held, tmp_path, recipe, stop=1)
     pipe = open_pipeline(str(tmp_path / diffusion.PIPELINE))
     own = data(2, 2)
-    made = prompts.Prompts(["a", "b"], own.text, own.mask)
+    made = prompts.Prompts(["a", "b"], own.asked[TEXT], own.asked[MASK])
     values = dict(prompts.for_pipeline(made, pipe).values)
     drawn = [
         sample(pipe, Prompts(["a", "b"], values), seed=0, steps=2, guidance=2.0) for _ in range(2)
@@ -230,9 +233,9 @@ def test_an_epoch_shows_every_picture_once() -> None:
     tagged = own._replace(
         images=torch.arange(16, dtype=torch.uint8)[:, None, None, None].expand_as(own.images)
     )
-    plan, seen = diffusion.scheduler(), []
+    plan, seen = noising.scheduler(), []
     for step in range(4):
-        batch = diffusion.draw(tagged, step, SMALL)
+        batch = noising.draw(tagged, step, SMALL.batch, 0, 0.1, captioned.forget)
         # Clean pictures out of noisy ones and their velocity: x = sqrt(a) x_t - sqrt(1 - a) v.
         kept = plan.alphas_cumprod[batch.times][:, None, None, None]
         clean = kept.sqrt() * batch.noisy - (1 - kept).sqrt() * batch.velocity
@@ -240,11 +243,13 @@ def test_an_epoch_shows_every_picture_once() -> None:
     assert sorted(seen) == list(range(16))
 
 
-def test_one_prompt_in_ten_loses_its_words() -> None:
-    own, recipe = data(200, 0), replace(SMALL, batch=200)
-    batches = [diffusion.draw(own, step, recipe) for step in range(5)]
-    lost = torch.cat([~batch.mask[:, 1] for batch in batches])
-    assert 60 < lost.sum() < 140  # four deviations
-    for batch in batches:
-        assert batch.mask[:, 0].all()
-        assert (batch.text[:, 1].abs().amax(1) > 0).equal(batch.mask[:, 1])
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_prompt_in_ten_loses_its_words(masked: bool) -> None:
+    own = data(200, 0, masked)
+    batches = [noising.draw(own, step, 200, 0, 0.1, captioned.forget) for step in range(5)]
+    worded = [batch.asked[TEXT][:, 1].abs().amax(1) > 0 for batch in batches]
+    assert 60 < (~torch.cat(worded)).sum() < 140  # four deviations
+    for batch, kept in zip(batches, worded, strict=True):
+        assert (batch.asked[TEXT][:, 0] == 10).all()
+        if masked:
+            assert batch.asked[MASK][:, 0].all() and batch.asked[MASK][:, 1].equal(kept)
