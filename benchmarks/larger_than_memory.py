@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import add_row, read_rows
+from benchmarks.common import read_rows
 from minifloat.jobs.unfinished import unfinished
 from minifloat.shards import write
 
@@ -86,7 +86,8 @@ def watch(command: list[str], curve: Path) -> int:
         now, peak = _memory(run.pid)
         most = max(most, peak)
         seconds = round(before + time.perf_counter() - started, 1)
-        add_row(curve, {"seconds": seconds, "resident": now, "peak": peak})
+        with curve.open("a") as file:
+            file.write(json.dumps({"seconds": seconds, "resident": now, "peak": peak}) + "\n")
         time.sleep(EVERY)
     if run.returncode:
         sys.exit(run.returncode)
@@ -99,6 +100,16 @@ def _memory(pid: int) -> tuple[int, int]:
     found = {key: value for key, _, value in (line.partition(":") for line in lines)}
     now, most = (int(found.get(key, "0").split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
     return now, most
+
+
+def row(solver: str, memory: str, out: Path, curve: Path, peak: int) -> str:
+    """The line of a finished run: limit, sizes before and after, peak, time."""
+    seconds = read_rows(curve)[-1]["seconds"]
+    size = json.loads((out / "report.json").read_text())["size"]
+    return (
+        f"| {solver} | {memory} | {size['before'] / 1e9:.2f} GB | "
+        f"{size['after'] / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {seconds:.0f} s |"
+    )
 
 
 def main() -> None:
@@ -115,13 +126,7 @@ def main() -> None:
     command += ["--set", f"solver={args.solver}", "--set", "rank=0", "--set", "search=false"]
     command += ["--resume"] if any(unfinished(out).glob("*.safetensors")) else []
     curve = out.with_suffix(".jsonl")
-    peak = watch(command, curve)
-    seconds = read_rows(curve)[-1]["seconds"]
-    size = json.loads((out / "report.json").read_text())["size"]
-    print(
-        f"| {args.solver} | {args.memory} | {size['before'] / 1e9:.2f} GB | "
-        f"{size['after'] / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {seconds:.0f} s |"
-    )
+    print(row(args.solver, args.memory, out, curve, watch(command, curve)))
 
 
 if __name__ == "__main__":

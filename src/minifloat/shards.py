@@ -84,6 +84,11 @@ def entries(folder: Path) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
+def stored_bytes(folder: Path) -> int:
+    """Of all tensors in a folder's safetensors files."""
+    return sum(entry.bytes for entry in entries(folder).values())
+
+
 def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
     """The names and places of one file's tensors."""
     damaged = UserError(f"the safetensors weights in {path} are damaged or cut off")
@@ -108,12 +113,37 @@ def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
         raise damaged from error
 
 
+@dataclass(frozen=True)
+class Columns:
+    """A span of the second dimension of a stored tensor: what one part of a split layer holds."""
+
+    entry: Entry
+    start: int
+    size: int
+
+    @property
+    def file(self) -> Path:
+        return self.entry.file
+
+    @property
+    def bytes(self) -> int:
+        return self.entry.bytes * self.size // self.entry.shape[1]
+
+    def read(self) -> Tensor:
+        """The span, in memory of its own."""
+        return self.entry.read()[:, self.start : self.start + self.size].clone()
+
+
 def write(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int = 512 << 20
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    limit: int = 512 << 20,
+    stem: str = "model",
 ) -> dict[str, int]:
     """Write a stream of tensors in shards of at most `limit` bytes; returns each tensor's bytes.
 
-    Files are named as transformers names them; a tensor above the limit has a file of its own.
+    Files are named as transformers (`stem` model) and diffusers (diffusion_pytorch_model) name them; a
+    tensor above the limit has a file of its own.
     """
     files: list[tuple[Path, list[str]]] = []
     sizes: dict[str, int] = {}
@@ -136,7 +166,7 @@ def write(
         if size >= limit:
             flush()  # before the next one is read
     flush()
-    _name(folder, files, sum(sizes.values()))
+    _name(folder, files, sum(sizes.values()), stem)
     return sizes
 
 
@@ -166,15 +196,15 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _name(folder: Path, files: list[tuple[Path, list[str]]], total: int) -> None:
+def _name(folder: Path, files: list[tuple[Path, list[str]]], total: int, stem: str) -> None:
     """Give the parts their final names, and an index where there are several."""
     if len(files) == 1:
-        files[0][0].rename(folder / "model.safetensors")
+        files[0][0].rename(folder / f"{stem}.safetensors")
         return
     places: dict[str, str] = {}
     for i, (path, names) in enumerate(files):
-        name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        name = f"{stem}-{i + 1:05d}-of-{len(files):05d}.safetensors"
         path.rename(folder / name)
         places |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
