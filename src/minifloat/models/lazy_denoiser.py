@@ -56,7 +56,7 @@ def open_lazily(source: str) -> tuple[Any, Adapter, Lazy]:
     folder = Path(source).expanduser()
     name, cls = denoiser_class(folder)
     network, adapter, lazy = load_denoiser_lazily(folder / name, cls)
-    return open_pipeline(source, **{name: network}), adapter, lazy
+    return open_pipeline(source, ready={name: network}), adapter, lazy
 
 
 def _spans(

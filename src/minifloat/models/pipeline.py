@@ -6,6 +6,7 @@ quantized pipeline can be judged image by image.
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def is_pipeline(source: str) -> bool:
         return False  # the loader of models will say what is wrong
 
 
-def open_pipeline(source: str, device: str = "cpu", **ready: nn.Module) -> Any:
+def open_pipeline(
+    source: str, device: str = "cpu", ready: Mapping[str, nn.Module] | None = None
+) -> Any:
     """The `DiffusionPipeline` in a folder or on the hub, from safetensors alone.
 
     Components that its index leaves empty stay empty: a model of pixels has no VAE, and embeddings
@@ -48,7 +51,8 @@ def open_pipeline(source: str, device: str = "cpu", **ready: nn.Module) -> Any:
     try:
         empty = _empty_components(folder / INDEX) if folder.is_dir() else {}
         opener: Any = diffusers.DiffusionPipeline
-        pipe = opener.from_pretrained(source, use_safetensors=True, **empty, **ready)
+        given = empty | dict(ready or {})
+        pipe = opener.from_pretrained(source, use_safetensors=True, **given)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load the pipeline in {source!r} ({first})") from error
