@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from benchmarks.larger_than_memory import row, watch
+from benchmarks.larger_than_memory import draw, row, watch
 from minifloat.calibrate.journal import Journal
 from minifloat.cli import _bytes
 from minifloat.export.native import save
@@ -104,6 +104,7 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.flux_shaped", str(args.folder), "--work"]
     curve = out.with_suffix(".jsonl")
     peak = watch([*command, "--memory", args.memory], curve)
+    draw(curve, curve.with_suffix(".svg"))
     print(row("nearest", args.memory, out, curve, peak))
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import read_rows
+from minifloat.charts import STYLE, Series, plot
 from minifloat.jobs.unfinished import unfinished
 from minifloat.shards import write
 
@@ -102,6 +103,15 @@ def _memory(pid: int) -> tuple[int, int]:
     return now, most
 
 
+def draw(curve: Path, drawing: Path) -> None:
+    """The curve as a drawing, a point a minute."""
+    rows = {int(row["seconds"] // 60): row["resident"] / 1e9 for row in read_rows(curve)}
+    points = [(f"minute {i}", rows.get(i)) for i in range(max(rows) + 1)]
+    drawn = plot([Series("resident", "a", points, line=True)], "minutes", "resident memory", "GB")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    drawing.write_text(drawn.replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1))
+
+
 def row(solver: str, memory: str, out: Path, curve: Path, peak: int) -> str:
     """The line of a finished run: limit, sizes before and after, peak, time."""
     seconds = read_rows(curve)[-1]["seconds"]
@@ -126,7 +136,9 @@ def main() -> None:
     command += ["--set", f"solver={args.solver}", "--set", "rank=0", "--set", "search=false"]
     command += ["--resume"] if any(unfinished(out).glob("*.safetensors")) else []
     curve = out.with_suffix(".jsonl")
-    print(row(args.solver, args.memory, out, curve, watch(command, curve)))
+    peak = watch(command, curve)
+    draw(curve, curve.with_suffix(".svg"))
+    print(row(args.solver, args.memory, out, curve, peak))
 
 
 if __name__ == "__main__":

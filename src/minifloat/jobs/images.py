@@ -87,21 +87,24 @@ def run_images(task: Task) -> dict[str, Any]:
     save_others(pipe, name, folder)
     if expected is not None:
         started = time.perf_counter()
-        if lazy is None:
-            with weights_held(network):
-                found = images(judged, JUDGED)
-        else:
-            found = _images(job, open_pipeline(str(folder)), judged, JUDGED)
+        if lazy is not None:  # whose blocks are on disk alone by now
+            pipe = open_pipeline(str(folder))
+        with weights_held(network) if lazy is None else nullcontext():
+            found = _images(job, pipe, judged, JUDGED)
         report["seconds"]["evaluate"] = time.perf_counter() - started
-        if collapsed(expected, found):
-            raise Collapsed(
-                "the quantized pipeline has collapsed: its images are no nearer to the "
-                "full-precision ones than those are to each other; nothing was saved. Use more "
-                "bits, smaller groups or a plan that keeps the worst layers"
-            )
-        report["metrics"] = compare_images(expected, found)
+        report["metrics"] = _judged(expected, found)
         report["pictures"] = write_strips(expected, found, judged.captions, folder)
     return report
+
+
+def _judged(expected: Tensor, found: Tensor) -> list[dict[str, Any]]:
+    if collapsed(expected, found):
+        raise Collapsed(
+            "the quantized pipeline has collapsed: its images are no nearer to the full-precision "
+            "ones than those are to each other; nothing was saved. Use more bits, smaller groups or "
+            "a plan that keeps the worst layers"
+        )
+    return compare_images(expected, found)
 
 
 def _open(job: Job) -> tuple[Any, Adapter | None, Lazy | None]:
