@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import add_row, read_rows
+from benchmarks.common import read_rows
+from minifloat.charts import STYLE, Series, plot
 from minifloat.jobs.unfinished import unfinished
 from minifloat.shards import write
 
@@ -86,7 +87,8 @@ def watch(command: list[str], curve: Path) -> int:
         now, peak = _memory(run.pid)
         most = max(most, peak)
         seconds = round(before + time.perf_counter() - started, 1)
-        add_row(curve, {"seconds": seconds, "resident": now, "peak": peak})
+        with curve.open("a") as file:
+            file.write(json.dumps({"seconds": seconds, "resident": now, "peak": peak}) + "\n")
         time.sleep(EVERY)
     if run.returncode:
         sys.exit(run.returncode)
@@ -99,6 +101,25 @@ def _memory(pid: int) -> tuple[int, int]:
     found = {key: value for key, _, value in (line.partition(":") for line in lines)}
     now, most = (int(found.get(key, "0").split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
     return now, most
+
+
+def draw(curve: Path, drawing: Path) -> None:
+    """The curve as a drawing, a point a minute."""
+    rows = {int(row["seconds"] // 60): row["resident"] / 1e9 for row in read_rows(curve)}
+    points = [(f"minute {i}", rows.get(i)) for i in range(max(rows) + 1)]
+    drawn = plot([Series("resident", "a", points, line=True)], "minutes", "resident memory", "GB")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    drawing.write_text(drawn.replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1))
+
+
+def row(solver: str, memory: str, out: Path, curve: Path, peak: int) -> str:
+    """The line of a finished run: limit, sizes before and after, peak, time."""
+    seconds = read_rows(curve)[-1]["seconds"]
+    size = json.loads((out / "report.json").read_text())["size"]
+    return (
+        f"| {solver} | {memory} | {size['before'] / 1e9:.2f} GB | "
+        f"{size['after'] / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {seconds:.0f} s |"
+    )
 
 
 def main() -> None:
@@ -116,12 +137,8 @@ def main() -> None:
     command += ["--resume"] if any(unfinished(out).glob("*.safetensors")) else []
     curve = out.with_suffix(".jsonl")
     peak = watch(command, curve)
-    seconds = read_rows(curve)[-1]["seconds"]
-    size = json.loads((out / "report.json").read_text())["size"]
-    print(
-        f"| {args.solver} | {args.memory} | {size['before'] / 1e9:.2f} GB | "
-        f"{size['after'] / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {seconds:.0f} s |"
-    )
+    draw(curve, curve.with_suffix(".svg"))
+    print(row(args.solver, args.memory, out, curve, peak))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ def entries(folder: Path) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
+def stored_bytes(folder: Path) -> int:
+    """Of all tensors in a folder's safetensors files."""
+    return sum(entry.bytes for entry in entries(folder).values())
+
+
 def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
     """The names and places of one file's tensors."""
     damaged = UserError(f"the safetensors weights in {path} are damaged or cut off")
@@ -105,6 +110,27 @@ def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged from error
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A span of the second dimension of a stored tensor: what one part of a split layer holds."""
+
+    entry: Entry
+    start: int
+    size: int
+
+    @property
+    def file(self) -> Path:
+        return self.entry.file
+
+    @property
+    def bytes(self) -> int:
+        return self.entry.bytes * self.size // self.entry.shape[1]
+
+    def read(self) -> Tensor:
+        """The span, in memory of its own."""
+        return self.entry.read()[:, self.start : self.start + self.size].clone()
 
 
 def write(

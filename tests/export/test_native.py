@@ -13,7 +13,7 @@ from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.contracts import CONTRACTS
 from minifloat.export.gguf.write import export_gguf
-from minifloat.export.native import save
+from minifloat.export.native import save, whole_or_nothing
 from minifloat.export.native_folder import open_native
 from minifloat.export.write import export
 from minifloat.hf import swap_in
@@ -157,3 +157,11 @@ def test_convolutions_are_refused_with_the_reason(to: str, tmp_path: Path) -> No
             export_gguf(tmp_path / "a", tmp_path / "out")
         else:
             export(tmp_path / "a", to, tmp_path / "out")
+
+
+def test_what_a_killed_run_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    for name in (".out.01234567.partial", ".other.01234567.partial"):
+        (tmp_path / name).mkdir()
+    with whole_or_nothing(tmp_path / "out"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.01234567.partial", "out"]

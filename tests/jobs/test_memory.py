@@ -5,16 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from minifloat import cli
 from minifloat.errors import UserError
-from minifloat.jobs import text
+from minifloat.jobs import images, text
 from minifloat.jobs.job import Job
 from minifloat.jobs.memory import Estimate
 from minifloat.jobs.run import run
 from minifloat.models.lazy import load_lazily
+from minifloat.models.lazy_denoiser import load_denoiser_lazily, open_lazily
 from minifloat.models.load import load_model
+from tests.jobs.tiny_folders import dit, unet
+from tests.models import tiny_diffusion
 
 MODEL = Path(__file__).parents[2] / "zoo" / "llama-tiny"
 
@@ -84,3 +88,48 @@ def test_sizes_in_words(words: str, size: float) -> None:
 def test_what_is_no_size(words: str) -> None:
     with pytest.raises(UserError, match="a size such as 8GB"):
         cli._bytes(words)
+
+
+def test_a_pipeline_block_by_block_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that see concatenations are split, and read their columns of the stored weight."""
+    source = unet(tmp_path / "pipeline")
+    settings = (("solver", "nearest"), ("search", "false"), ("group_size", "16"))
+    quick: dict[str, Any] = {"samples": 2, "steps": 2, "evaluate": 4, "settings": settings}
+    quick["method"] = "zeroquant-fp"
+    monkeypatch.setattr(images, "PROMPTS", 4)
+    whole = run(Job(str(source), tmp_path / "whole", **quick), say=lambda line: None)
+    said: list[str] = []
+    job = Job(str(source), tmp_path / "lazy", memory=6 << 30, **quick)
+    monkeypatch.setattr(images, "stored_bytes", lambda folder: 6 << 30)
+    lazy = run(job, say=said.append)
+    assert said[0].startswith("block by block")
+    file = Path("unet") / "diffusion_pytorch_model.safetensors"
+    a, b = (load_file(tmp_path / name / file) for name in ("whole", "lazy"))
+    assert a.keys() == b.keys()
+    assert any(name.endswith(".parts.1.weight") for name in a)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    # Weights lie at other addresses, where products sum in another order.
+    for one, two in zip(whole["ledger"], lazy["ledger"], strict=True):
+        assert one.pop("output_sqnr", 0) == pytest.approx(two.pop("output_sqnr", 0), rel=1e-2)
+        assert one == two
+    for before, after in zip(whole["metrics"], lazy["metrics"], strict=True):
+        assert before["quantized"] == pytest.approx(after["quantized"], rel=0.05)
+
+
+@torch.no_grad()
+def test_a_transformer_without_its_blocks_computes_the_same(tmp_path: Path) -> None:
+    name = "FluxTransformer2DModel"
+    whole: Any = tiny_diffusion.build(name)
+    whole.save_pretrained(tmp_path)
+    network, _, lazy = load_denoiser_lazily(tmp_path, FluxTransformer2DModel)
+    assert any(p.is_meta for p in network.parameters())
+    with lazy.coming_and_going():
+        found = tiny_diffusion.runner(name, network)()
+    torch.testing.assert_close(found, tiny_diffusion.runner(name, whole)(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_that_needs_its_blocks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run without --memory"):
+        open_lazily(str(dit(tmp_path / "pipeline")))

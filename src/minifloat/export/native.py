@@ -95,10 +95,10 @@ def save(
     Tensors that the model does not hold any more are read from `elsewhere`, one at a time.
     Returns the tensors' bytes.
     """
-    pattern = "model{suffix}.safetensors"
+    stem = "model"
     if isinstance(model.config, dict):  # of diffusers
         config = json.loads(model.to_json_string())  # type: ignore[operator]
-        pattern = f"diffusion_pytorch_{pattern}"
+        stem = "diffusion_pytorch_model"
     else:
         config = model.config.to_dict()  # type: ignore[operator,union-attr]
         config["architectures"] = [type(model).__name__]
@@ -111,8 +111,9 @@ def save(
     if elsewhere is not None:
         held = {name: tensor for name, tensor in state.items() if not tensor.is_meta}
         rest = (entry for entry in elsewhere.items() if entry[0] not in held)
-        return sum(write(folder, chain(held.items(), ((n, e.read()) for n, e in rest))).values())
-    _write_state(state, folder, pattern)
+        tensors = chain(held.items(), ((name, entry.read()) for name, entry in rest))
+        return sum(write(folder, tensors, stem=stem).values())
+    _write_state(state, folder, f"{stem}{{suffix}}.safetensors")
     return sum(t.numel() * t.element_size() for t in state.values())
 
 

@@ -10,10 +10,12 @@ from torch import nn
 
 from minifloat.calibrate.stats import quantizable
 from minifloat.errors import UserError
+from minifloat.jobs.job import Task
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.lazy import Lazy
 
+USUAL_BUDGET = 4 << 30  # of activations, where nobody says
 _SPARE = 300 << 20  # allocator, threads, small tensors
 _LEAST = 256 << 20  # activations below this would live on disk alone
 
@@ -82,6 +84,15 @@ def estimate(model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> Estim
         hessians=4 * (2 * sum(n * n for n in columns) + 3 * max(columns) ** 2),
         inside=4 * rows * sum(out + inputs for out, inputs in layers),
     )
+
+
+def budget(task: Task, model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> int:
+    """Bytes for activations between blocks: what the rest of the run leaves of the task's limit."""
+    found = estimate(model, adapter, lazy, rows)
+    limit = task.job.memory
+    left = USUAL_BUDGET if limit is None else found.activations(limit)
+    task.say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")
+    return left
 
 
 def _gib(size: int) -> str:

@@ -11,12 +11,11 @@ from minifloat.errors import UserError
 from minifloat.export.native import save
 from minifloat.jobs.job import Job, Task
 from minifloat.jobs.material import Judge, from_pairs, from_text, text_adapter
-from minifloat.jobs.memory import estimate
+from minifloat.jobs.memory import budget
 from minifloat.jobs.unfinished import Collapsed, open_journal
 from minifloat.layers import weights_held
 from minifloat.memory import resident
 from minifloat.method import quantize
-from minifloat.models.adapter import Adapter
 from minifloat.models.classes import auto_class
 from minifloat.models.experts import open_planned
 from minifloat.models.families import adapter_for
@@ -25,11 +24,10 @@ from minifloat.models.load import load_model
 from minifloat.models.pairs import is_pairs, load_processor
 from minifloat.models.vlm import VLMAdapter
 from minifloat.plan import Plan
-from minifloat.shards import entries
+from minifloat.shards import stored_bytes
 
 # A quantized model whose perplexity is this many times the full-precision one has collapsed.
 COLLAPSE = 2.0
-_USUAL_BUDGET = 4 << 30
 _AT_ONCE = 2  # windows that are judged together
 _TOGETHER = 8  # the same where every batch reads the whole model from disk
 
@@ -46,11 +44,12 @@ def run_text(task: Task) -> dict[str, Any]:
     else:
         companion = _companion(task, model, tokenizer)
         material = from_text(task, model, tokenizer)
-    budget = _budget(task, model, lazy, material.adapter, material.tokens)
     reference = copy.deepcopy(model) if material.judge and lazy is None else None
     files = None if lazy is None else lazy.stamp()
     journal = open_journal(task, model, files=files, **material.settings)
-    where: Any = {"journal": journal, "weights": lazy, "budget": budget, "team": team}
+    where: Any = {"journal": journal, "weights": lazy, "team": team}
+    if lazy is not None:
+        where["budget"] = budget(task, model, material.adapter, lazy, material.tokens)
     what: Any = {"adapter": material.adapter, "apart": material.apart, "plan": task.plan}
     what |= {"progress": task.progress, "unseen": job.unseen}
     report = quantize(model, task.method, material.batches, **what, **where)
@@ -88,22 +87,11 @@ def _auto_companion(companion: Any) -> str:
     return "AutoProcessor" if hasattr(companion, "image_processor") else "AutoTokenizer"
 
 
-def _budget(task: Task, model: Any, lazy: Lazy | None, adapter: Adapter, rows: int) -> int:
-    """Bytes for activations between blocks; where memory is limited, what the rest leaves of it."""
-    if lazy is None or task.job.memory is None:
-        return _USUAL_BUDGET
-    found = estimate(model, adapter, lazy, rows)
-    left = found.activations(task.job.memory)
-    task.say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")
-    return left
-
-
 def _load(job: Job) -> tuple[Any, Any, Lazy | None]:
     """The model, whole where memory is not limited or is enough for two copies and the work."""
     if job.memory is None or not Path(job.model).is_dir():
         return *load_model(job.model, device=job.device), None
-    size = sum(entry.bytes for entry in entries(Path(job.model)).values())
-    if resident() + 4 * size < job.memory:
+    if resident() + 4 * stored_bytes(Path(job.model)) < job.memory:
         return *load_model(job.model, device=job.device), None
     return _load_lazily(job)
 

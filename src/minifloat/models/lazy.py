@@ -15,7 +15,7 @@ from minifloat.errors import UserError
 from minifloat.models.adapter import Adapter
 from minifloat.models.classes import auto_class
 from minifloat.models.families import adapter_for
-from minifloat.shards import Entry, entries
+from minifloat.shards import Columns, Entry, entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,10 @@ class Lazy:
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[str, nn.Module], found: Mapping[str, Entry]
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        found: Mapping[str, Entry | Columns],
     ) -> None:
         self._model, self._blocks, self._found = model, blocks, found
         missing = [name for name in _own(model) if name not in found]

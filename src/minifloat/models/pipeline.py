@@ -6,6 +6,7 @@ quantized pipeline can be judged image by image.
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ def is_pipeline(source: str) -> bool:
         return False  # the loader of models will say what is wrong
 
 
-def open_pipeline(source: str, device: str = "cpu") -> Any:
+def open_pipeline(
+    source: str, device: str = "cpu", ready: Mapping[str, nn.Module] | None = None
+) -> Any:
     """The `DiffusionPipeline` in a folder or on the hub, from safetensors alone.
 
     Components that its index leaves empty stay empty: a model of pixels has no VAE, and embeddings
-    that are ready need no text encoder.
+    that are ready need no text encoder. Those that are `ready` are taken as they are and stay where
+    they are.
     """
     try:
         import diffusers
@@ -47,12 +51,29 @@ def open_pipeline(source: str, device: str = "cpu") -> Any:
     try:
         empty = _empty_components(folder / INDEX) if folder.is_dir() else {}
         opener: Any = diffusers.DiffusionPipeline
-        pipe = opener.from_pretrained(source, use_safetensors=True, **empty)
+        given = empty | dict(ready or {})
+        pipe = opener.from_pretrained(source, use_safetensors=True, **given)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load the pipeline in {source!r} ({first})") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe if ready else pipe.to(device)
+
+
+def denoiser_class(folder: Path) -> tuple[str, Any]:
+    """The network that a pipeline's folder says its sampler calls: its name and its class."""
+    import diffusers
+
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        for name in _DENOISERS:
+            if name in index:
+                library, cls = index[name]
+                if library == "diffusers" and isinstance(getattr(diffusers, cls, None), type):
+                    return name, getattr(diffusers, cls)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / INDEX} is no index of a pipeline ({error})") from error
+    raise UserError(f"{folder / INDEX} names no {' or '.join(_DENOISERS)} of diffusers")
 
 
 def _empty_components(index: Path) -> dict[str, None]:
