@@ -9,8 +9,6 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 
-const CHUNK = 32; // tokens whose logits, a map each, are held at once
-
 const folder = path.resolve(process.argv[2]);
 const entry = createRequire(path.join(folder, "x")).resolve("node-llama-cpp");
 const { getLlama } = await import(pathToFileURL(entry).href);
@@ -33,14 +31,10 @@ for (const name of fs.readdirSync(path.join(folder, "gguf")).sort()) {
     results[name] = [];
     for (const tokens of windows) {
         await sequence.clearHistory();
-        for (let first = 0; first < size; first += CHUNK) {
-            const items = tokens.slice(first, first + CHUNK);
-            const asked = items.map((token) => [token, { generateNext: { logits: true } }]);
-            const found = await sequence.controlledEvaluate(asked);
-            found.forEach((result, i) => {
-                const next = tokens[first + i + 1];
-                if (next !== undefined) results[name].push(logProbability(result.next.logits, next));
-            });
+        const asked = tokens.map((token, i) => [token, { generateNext: wanted(tokens[i + 1]) }]);
+        const found = await sequence.controlledEvaluate(asked);
+        for (let i = 0; i + 1 < size; i++) {
+            results[name].push(logProbability(found[i].next, tokens[i + 1]));
         }
     }
     fs.writeFileSync(path.join(folder, "llama_cpp.json"), JSON.stringify(results));
@@ -49,9 +43,12 @@ for (const name of fs.readdirSync(path.join(folder, "gguf")).sort()) {
     await model.dispose();
 }
 
-function logProbability(logits, token) {
-    let top = -Infinity, sum = 0;
-    for (const value of logits.values()) top = Math.max(top, value);
-    for (const value of logits.values()) sum += Math.exp(value - top);
-    return logits.get(token) - top - Math.log(sum);
+function wanted(next) {
+    const logits = { filter: { tokens: next === undefined ? [] : [next], includeMax: true } };
+    return { logits, totalLogitWeight: true };
+}
+
+// The weight is the sum of exp(logit - largest logit) over the vocabulary.
+function logProbability({ logits, totalLogitWeight }, token) {
+    return logits.get(token) - Math.max(...logits.values()) - Math.log(totalLogitWeight);
 }

@@ -7,7 +7,7 @@
 
 `prepare` rounds MODEL to nearest in Q8_0, Q4_0 and MXFP4 and writes GGUF files and windows of our
 held-out text. llama.cpp (in node-llama-cpp, which brings it built; one thread, fp32 cache) and our
-packed model, imported from the very files, write the log-probability of every token, and `score` compares.
+packed model, imported from the very files, write the log-probability of every token; `score` compares.
 llama.cpp rounds the inputs of quantized layers to 8 bits, an fp16 scale for each 32, so that ours are
 run in two ways: with full inputs, and with such ones.
 """
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-WINDOW, WINDOWS = 512, 8
+WINDOW, WINDOWS = 512, 4
 
 
 def specs() -> dict[str, Any]:

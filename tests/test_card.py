@@ -31,7 +31,7 @@ def test_offered_exports_work_and_refusals_have_reasons(fp8: Path, tmp_path: Pat
         assert export(fp8, name, tmp_path / name, weights_only=weights_only)["layers"] == 28
     assert any("--to compressed-tensors" in line for line in offered)
     refused = [line for line in card.splitlines() if line.startswith("- ") and " cannot " in line]
-    assert len(offered) + len(refused) == 5
+    assert len(offered) + len(refused) == 6
     assert "| 28 | e4m3 1xall fp32 | e4m3 1xall fp32 dynamic | 8." in card
     assert "perplexity" in card
 

@@ -10,6 +10,7 @@ from minifloat.autoload import register_on_import
 from minifloat.errors import UserError
 
 if TYPE_CHECKING:
+    from minifloat.export.load import load
     from minifloat.formats import FORMATS, Format
     from minifloat.method import Method, quantize
     from minifloat.methods import METHODS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from minifloat.spec import SPECS, LayerSpec, QuantSpec
 
 _HOMES = {
+    "load": "export.load",
     "FORMATS": "formats",
     "Format": "formats",
     "Method": "method",
@@ -51,6 +53,7 @@ __all__ = [
     "decode",
     "encode",
     "fake_quantize",
+    "load",
     "quantize",
     "round_to",
     "zoo",

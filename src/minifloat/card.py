@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minifloat.errors import UserError
-from minifloat.export.contracts import CONTRACTS
 from minifloat.export.native_folder import open_native
-from minifloat.export.write import check_fused, schemes_of
+from minifloat.export.write import planned
 from minifloat.report import summary_table
 
 _READERS = {
@@ -21,6 +20,7 @@ _READERS = {
     "quark": "vLLM, transformers",
     "fp8": "vLLM, transformers",
     "humming": "vLLM with Humming",
+    "sdnq": "diffusers and transformers with SDNQ",
 }
 
 
@@ -99,9 +99,7 @@ def _flags(folder: Path, contract: str) -> tuple[str, str | None]:
     native, reason = open_native(folder), None
     for tried, flags in ((native, ""), (native.weights_only(), " --weights-only")):
         try:
-            schemes = schemes_of(tried, contract)
-            if CONTRACTS[contract].fused:
-                check_fused(tried, schemes)
+            planned(tried, contract)
         except UserError as error:
             reason = str(error)
             continue

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from minifloat import formats
+from minifloat import load as minifloat_load
 from minifloat.errors import UserError
 from minifloat.export.compare import compare
 from minifloat.export.gguf import tokenizer
@@ -22,14 +23,16 @@ from minifloat.export.native_folder import open_native
 from minifloat.export.open_contract import open_contract
 from minifloat.export.read import read_folder
 from minifloat.export.verify import parse_reader, verify
+from minifloat.export.write import export
+from minifloat.layers import QLinear
 from minifloat.qtensor import decode
 from minifloat.spec import MXFP4, LayerSpec, QuantSpec
 from tests.command_line import minifloat
 from tests.export.conftest import Build
-from tests.export.test_gguf import INT4, SPECS
+from tests.export.test_gguf import INT4, SPECS, TOKENIZER, small_tokenizer
 from tests.export.test_judge_compressed_tensors import load
 
-TOKENIZER = Path(__file__).parents[2] / "zoo" / "llama-tiny" / "tokenizer.json"
+TOKENIZER_CONFIG = TOKENIZER.with_name("tokenizer_config.json")
 DOWN, K = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.k_proj"
 
 
@@ -78,7 +81,7 @@ def test_blocks_of_the_package_are_read_to_its_values(kind: str) -> None:
 def test_export_import_export_is_byte_identical(case: str, build: Build, tmp_path: Path) -> None:
     half = case == "MXFP4"  # whose embeddings are then kept as BF16 and norms widened
     source = build(SPECS[case], dtype=torch.bfloat16 if half else torch.float32)
-    shutil.copy(TOKENIZER, source)
+    (source / "tokenizer.json").write_text(json.dumps(small_tokenizer()))
     (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
     export_gguf(source, tmp_path / "one")
     assert read_folder(tmp_path / "one", tmp_path / "back") == 14
@@ -96,6 +99,19 @@ def test_the_imported_model_gives_the_same_logits(build: Build, tmp_path: Path) 
     assert torch.equal(one, two)
 
 
+def test_one_call_loads_what_others_wrote(build: Build, tmp_path: Path) -> None:
+    source, tokens = build(INT4), torch.arange(64).view(2, 32)
+    (source / "tokenizer.json").write_text(json.dumps(small_tokenizer()))
+    shutil.copy(TOKENIZER_CONFIG, source)
+    export_gguf(source, tmp_path / "gguf")
+    export(source, "compressed-tensors", tmp_path / "ct")
+    found = [minifloat_load(str(f))[0] for f in (source, tmp_path / "gguf", tmp_path / "ct")]
+    assert all(isinstance(m.get_submodule(DOWN), QLinear) for m in found)
+    with torch.no_grad():
+        wanted, *others = (model(tokens).logits for model in found)
+    assert all(torch.equal(logits, wanted) for logits in others)
+
+
 def test_the_tokenizer_comes_back() -> None:
     found = json.loads(TOKENIZER.read_text())
     size = len(found["model"]["vocab"])
@@ -106,6 +122,8 @@ def test_the_tokenizer_comes_back() -> None:
     text = "It's a  test of 12 tokens,\n with Ünïcode.<|endoftext|>"
     assert theirs.encode(text).ids == ours.encode(text).ids
     assert theirs.decode(theirs.encode(text).ids) == ours.decode(ours.encode(text).ids)
+    with pytest.raises(UserError, match=f"has {size} tokens and the model 160"):
+        tokenizer.to_fields(found, {"vocab_size": 160})
     with pytest.raises(UserError, match=r"put the model's tokenizer.json beside the file"):
         tokenizer.from_fields(fields | {"pre": "tekken"})
 
@@ -244,7 +262,7 @@ def test_what_is_not_read(build: Build, tmp_path: Path) -> None:
 
 def test_tokenizers_that_split_in_other_ways(build: Build, tmp_path: Path) -> None:
     source = build(INT4)
-    found = json.loads(TOKENIZER.read_text())
+    found = small_tokenizer()
     digits = {"type": "Digits", "individual_digits": True}
     sequence = {"type": "Sequence", "pretokenizers": [digits, found["pre_tokenizer"]]}
     (source / "tokenizer.json").write_text(json.dumps(found | {"pre_tokenizer": sequence}))

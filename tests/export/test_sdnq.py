@@ -126,7 +126,7 @@ def test_what_has_no_place(tmp_path: Path) -> None:
     tensors = load_file(source / FILE)
     tensors["up.parts.0.weight"] = torch.zeros(4, 4)
     save_file(tensors, source / FILE)
-    with pytest.raises(UserError, match="layers that see a U-Net's skips"):
+    with pytest.raises(UserError, match="layers that see a concatenation"):
         export(source, "sdnq", tmp_path / "out")
 
 

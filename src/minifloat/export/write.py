@@ -52,12 +52,7 @@ def export(
     before = sum(entry.bytes for entry in folder.entries.values())
     if weights_only:
         folder = folder.weights_only()
-    if contract.hub:
-        folder = under_hub_names(folder)
-    schemes = schemes_of(folder, to)
-    if contract.fused and not separate:
-        check_fused(folder, schemes)
-        check_experts(folder)
+    folder, schemes = planned(folder, to, separate=separate)
     try:
         quantization = contract.config(schemes, folder.kept())
     except Refusal as error:
@@ -78,6 +73,23 @@ def export(
     }
 
 
+def planned(
+    folder: NativeFolder, to: str, *, separate: bool = False
+) -> tuple[NativeFolder, dict[str, Scheme]]:
+    """The folder as a contract's readers name its layers, and every layer's scheme.
+
+    Raises:
+        UserError: the contract cannot hold a layer, or engines would refuse their combination.
+    """
+    contract = CONTRACTS[to]
+    folder = under_hub_names(folder) if contract.hub else folder
+    schemes = schemes_of(folder, to)
+    if contract.fused and not separate:
+        check_fused(folder, schemes)
+        check_experts(folder)
+    return folder, schemes
+
+
 def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
     """Every packed layer's scheme in a contract.
 
@@ -86,8 +98,8 @@ def schemes_of(folder: NativeFolder, to: str) -> dict[str, Scheme]:
     """
     if split := next((name for name in folder.entries if ".parts." in name), None):
         raise UserError(
-            f"{to} cannot hold {split}: layers that see a U-Net's skips are split in two, and only "
-            "minifloat runs them so; diffusion transformers have no such layers"
+            f"{to} cannot hold {split}: layers that see a concatenation, such as a U-Net's skips, are "
+            "split into a sum, which only minifloat runs"
         )
     found: dict[str, Scheme] = {}
     for name, spec in folder.specs.items():

@@ -38,6 +38,8 @@ def to_fields(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     added = {row["id"]: row["content"] for row in found.get("added_tokens", [])}
     by_id = {number: token for token, number in model["vocab"].items()} | added
     ids = range(config["vocab_size"])
+    if max(by_id) not in ids:
+        raise UserError(f"the tokenizer has {max(by_id) + 1} tokens and the model {len(ids)}")
     fields = {
         "model": "gpt2",
         "pre": split,
@@ -76,7 +78,7 @@ def from_fields(fields: dict[str, Any]) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "vocab": {token: i for i, (token, kind) in enumerate(rows) if kind != _UNUSED},
-            "merges": [merge.split(" ") for merge in fields["merges"]],
+            "merges": [merge.split(" ") for merge in fields.get("merges", ())],
         },
     }
 

@@ -4,9 +4,9 @@ from minifloat.export.readers.rule import Reader, Rule
 
 RULES = (
     Rule(
-        "linear-by-name", "needs",
-        "the package nvidia-modelopt, and a diffusion model",
-        "source: diffusers 0.42.1 quantizers/modelopt",
+        "modelopt-by-its-own-state", "refuses",
+        "it restores what ModelOpt itself saved (quant_type, modelopt_state); export to sdnq",
+        "source: diffusers 0.42.1 quantizers/modelopt; run: its config refuses ours",
         lambda f: f.contract == "modelopt",
     ),
     Rule(
