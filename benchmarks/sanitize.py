@@ -73,7 +73,7 @@ def run(sanitizer: str, tests: list[str]) -> int:
             text=True,
         ).stdout.strip()
         quiet = source / "suppressions"  # torch's own threads wait in its libgomp, unseen
-        quiet.write_text("called_from_lib:libtorch_cpu.so\ncalled_from_lib:libgomp.so.1\n")
+        quiet.write_text("race:libtorch\nrace:libgomp\nmutex:libtorch\n")
         environment = os.environ | {
             "LD_PRELOAD": where,
             "PYTHONPATH": f"{source / 'src'}:{source}",
