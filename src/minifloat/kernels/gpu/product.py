@@ -19,6 +19,9 @@ from minifloat.kernels.gpu.recipe import Recipe
 from minifloat.kernels.gpu.tile import Tile
 from minifloat.scales import Scale
 
+# Columns of a group that is a row: more than any, so that kernels do not depend on a row's length.
+_LONG = 1 << 30
+
 
 @triton.jit
 def kernel(
@@ -119,7 +122,7 @@ def arguments_of(
     """All that the kernel is called with, but the place of its result."""
     columns, row_bytes = x.shape[1], codes.shape[1]
     whole = row_bytes % 4 == 0 and codes.data_ptr() % 4 == 0
-    group = max(columns, tile.columns) if recipe.group == -1 else recipe.group
+    group = _LONG if recipe.group == -1 else recipe.group
     steps = -(-columns // (tile.columns * tile.split))
     return {
         "x": x,
