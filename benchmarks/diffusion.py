@@ -28,9 +28,11 @@ from minifloat.models.families import adapt
 from minifloat.models.pipeline import denoiser, open_pipeline, sample
 from minifloat.models.prompts import Prompts, read_prompts
 from zoo import judge
+from zoo.emoji_card import sheet
 
 STEPS = 10  # of the sampler
 PROMPTS, CALLS, BATCH = 8, 8, 4  # that calibrate: prompts, calls of the network kept, images in one
+PICTURES, SHOWN = "pictures", 12  # kept of the first seed, for people
 THIRDS = ("early", "middle", "late")
 REFERENCE = "full precision"  # the arms of no quantization at all
 OTHER_NOISE = "full precision, other noise"
@@ -114,6 +116,9 @@ class Pipeline:
         images = self.draw(self.judged, noise + 1000 * (arm == OTHER_NOISE))
         setattr(self.pipe, self.name, self.network)
         self.features[f"{arm}/{seed}"] = self.describe(images)
+        if seed == 0:
+            self.features[f"{PICTURES}/{arm}"] = pixels(images[:SHOWN])
+            self.features[f"{PICTURES}/{REFERENCE}"] = pixels(self.images[0][:SHOWN])
         near = {"psnr": psnr, "ssim": ssim}
         figures = {k: float(m(images, self.images[seed]).mean()) for k, m in near.items()}
         if arm == OTHER_NOISE:
@@ -128,7 +133,12 @@ class Pipeline:
     @torch.no_grad()
     def describe(self, images: Tensor) -> Tensor:
         """Features [n, d] in half precision, as they are kept."""
-        return self.eyes.describe((255 * images).round().to(torch.uint8)).half()
+        return self.eyes.describe(pixels(images)).half()
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images of 0..1 as bytes."""
+    return (255 * images).round().to(torch.uint8)
 
 
 @torch.no_grad()
@@ -227,6 +237,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--sheet", type=Path, help="with --table: a PNG, a row of images an arm")
     parser.add_argument("--pipeline", type=Path, help="folder of a pipeline of the zoo")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--judged", type=int, default=12, help="prompts")
@@ -251,8 +262,13 @@ def go(
 
 
 def show(arms: Mapping[str, Mapping[str, str]], args: argparse.Namespace) -> None:
-    """Print the table of the rows so far."""
-    print(table(read_rows(args.rows), list(arms), features_of(args.rows)))
+    """Print the table of the rows so far, and write the sheet of their images."""
+    kept = features_of(args.rows)
+    print(table(read_rows(args.rows), list(arms), kept))
+    if args.sheet:
+        shown = [arm for arm in (REFERENCE, *arms) if f"{PICTURES}/{arm}" in kept]
+        sheet([kept[f"{PICTURES}/{arm}"] for arm in shown]).save(args.sheet)
+        print("rows of the sheet: " + "; ".join(shown))
 
 
 def features_file(rows: Path) -> Path:

@@ -39,8 +39,8 @@ class Draft:
             durable.write(self._path, tensors, notes)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"cannot keep the state of a block in {self._path.parent} ({error}); once there is "
-                "room, --resume goes on"
+                f"cannot keep the state of a block in {self._path.parent} ({error}); make room and "
+                "start again, with --resume if blocks were finished"
             ) from error
         self._last = time.monotonic()
         if self._every:
