@@ -239,7 +239,7 @@ def test_the_commands(build: Build, tmp_path: Path, capsys: pytest.CaptureFixtur
         "diffusers": ("refuses", "gguf-of-transformers"),
         "llama.cpp": ("differs", "inputs-in-8-bits"),
     }
-    assert parse_reader("llama.cpp==11739") == {"llama.cpp": (11739,)}
+    assert parse_reader("llama.cpp") == {"llama.cpp": (0, 5, 0)}
 
 
 def test_what_is_not_read(build: Build, tmp_path: Path) -> None:
