@@ -180,10 +180,14 @@ def read_model(rng: random.Random, folder: Path) -> None:
 
 
 def read_gguf(rng: random.Random, folder: Path) -> None:
-    """A GGUF file through transformers."""
+    """A GGUF file: verified and imported, or through transformers."""
     path = folder / "model.gguf"
     path.write_bytes(mutate_bytes(path.read_bytes(), rng))
-    load_model(str(path))
+    if rng.random() < 0.5:
+        load_model(str(path))
+    else:
+        verify(path)
+        read_folder(path, folder / "imported")
 
 
 # What reads, from which folder, and how often.

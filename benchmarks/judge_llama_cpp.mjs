@@ -16,7 +16,7 @@ const { getLlama } = await import(pathToFileURL(entry).href);
 const llama = await getLlama({ gpu: false, build: "never", maxThreads: 1 });
 const windows = JSON.parse(fs.readFileSync(path.join(folder, "windows.json"), "utf8"));
 const text = fs.readFileSync(path.join(folder, "text.txt"), "utf8");
-const results = { "llama.cpp": llama.llamaCppRelease };
+const results = { "llama.cpp": llama.llamaCppRelease.release };
 
 for (const name of fs.readdirSync(path.join(folder, "gguf")).sort()) {
     const modelPath = path.join(folder, "gguf", name, "model.gguf");
@@ -44,8 +44,9 @@ for (const name of fs.readdirSync(path.join(folder, "gguf")).sort()) {
 }
 
 function wanted(next) {
-    const logits = { filter: { tokens: next === undefined ? [] : [next], includeMax: true } };
-    return { logits, totalLogitWeight: true };
+    const tokens = next === undefined ? [] : [next];
+    // The largest logit: `includeMax` leaves it out where tokens are named (node-llama-cpp 3.22.1).
+    return { logits: { filter: { tokens, includeTop: 1, includeSelected: true } }, totalLogitWeight: true };
 }
 
 // The weight is the sum of exp(logit - largest logit) over the vocabulary.

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-WINDOW, WINDOWS = 512, 4
+WINDOW, WINDOWS = 512, 2
 
 
 def specs() -> dict[str, Any]:

@@ -117,7 +117,8 @@ def test_the_tokenizer_comes_back() -> None:
     size = len(found["model"]["vocab"])
     fields = tokenizer.to_fields(found, {"vocab_size": size + 3, "eos_token_id": 0})
     assert fields["token_type"][:2] + fields["token_type"][-3:] == [3, 1, 5, 5, 5]
-    back = tokenizer.from_fields(fields)
+    back, settings = tokenizer.from_fields(fields)
+    assert settings["eos_token"] == "<|endoftext|>"
     ours, theirs = (Tokenizer.from_str(json.dumps(content)) for content in (found, back))
     text = "It's a  test of 12 tokens,\n with Ünïcode.<|endoftext|>"
     assert theirs.encode(text).ids == ours.encode(text).ids
@@ -238,7 +239,7 @@ def test_the_commands(build: Build, tmp_path: Path, capsys: pytest.CaptureFixtur
         "diffusers": ("refuses", "gguf-of-transformers"),
         "llama.cpp": ("differs", "inputs-in-8-bits"),
     }
-    assert parse_reader("llama.cpp==11739") == {"llama.cpp": (11739,)}
+    assert parse_reader("llama.cpp") == {"llama.cpp": (0, 5, 0)}
 
 
 def test_what_is_not_read(build: Build, tmp_path: Path) -> None:
@@ -252,6 +253,15 @@ def test_what_is_not_read(build: Build, tmp_path: Path) -> None:
     short.write_bytes(file.read_bytes()[:-4000])
     with pytest.raises(UserError, match="damaged or no GGUF file"):
         open_contract(short)
+    (source / "tokenizer.json").write_text(json.dumps(small_tokenizer()))
+    export_gguf(source, tmp_path / "damaged")
+    data = (tmp_path / "damaged" / FILE).read_bytes()
+    (tmp_path / "damaged" / FILE).write_bytes(data.replace(b"ggml.token_type", b"ggml.token_tipe"))
+    with pytest.raises(UserError, match=r"the tokenizer in .* is damaged"):
+        read_folder(tmp_path / "damaged", tmp_path / "back")
+    (tmp_path / "damaged" / FILE).write_bytes(data.replace(b"rms_epsilon", b"rms_epsylon"))
+    with pytest.raises(UserError, match="says None of its norms"):
+        open_contract(tmp_path / "damaged")
     writer = gguf.GGUFWriter(tmp_path / "qwen.gguf", "qwen2")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -47,20 +47,16 @@ class GgufFolder(ContractFolder):
     def write_companions(self, out: Path) -> None:
         """The tokenizer of the metadata, or the one that lies beside the file."""
         beside = self.path.with_name("tokenizer.json")
-        own = _of(self.fields, "tokenizer.ggml.")
         if beside.is_file():
             (out / "tokenizer.json").write_text(beside.read_text())
-        elif own:
-            content = tokenizer.from_fields(own)
+        elif own := _of(self.fields, "tokenizer.ggml."):
+            try:
+                content, settings = tokenizer.from_fields(own)
+            except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+                raise UserError(f"the tokenizer in {self.path} is damaged ({error})") from error
             (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False) + "\n")
-            special = {
-                key: own["tokens"][own[f"{key}_id"]]
-                for key in ("bos_token", "eos_token")
-                if f"{key}_id" in own
-            }
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
             (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        template = _of(self.fields, "tokenizer.").get("chat_template")
+        template = self.fields.get("tokenizer.chat_template")
         if isinstance(template, str):
             (out / "chat_template.jinja").write_text(template)
 

@@ -53,14 +53,21 @@ def from_fields(fields: dict[str, Any], names: set[str]) -> dict[str, Any]:
     for key in ("rope.scaling.type", "expert_count"):
         if fields.get(key) not in (None, 0, "none"):
             raise UserError(f"a GGUF file with {key} {fields[key]!r} is not read")
-    theta = fields.get("rope.freq_base", 10000.0)
+    epsilon, theta = (
+        fields.get("attention.layer_norm_rms_epsilon"),
+        fields.get("rope.freq_base", 1e4),
+    )
+    if not isinstance(epsilon, float) or not isinstance(theta, float):
+        raise UserError(
+            f"the GGUF file says {epsilon!r} of its norms and {theta!r} of its rotation"
+        )
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **sizes,
         "num_key_value_heads": _count(fields, "attention.head_count_kv", heads),
         "head_dim": head,
-        "rms_norm_eps": fields["attention.layer_norm_rms_epsilon"],
+        "rms_norm_eps": epsilon,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "tie_word_embeddings": "lm_head.weight" not in names,
         "attention_bias": any(name.endswith("q_proj.bias") for name in names),

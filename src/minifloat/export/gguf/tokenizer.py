@@ -51,8 +51,8 @@ def to_fields(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return fields | {f"{key}_id": i for key, i in special.items() if isinstance(i, int)}
 
 
-def from_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer.json of GGUF's fields.
+def from_fields(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer.json and tokenizer_config.json of GGUF's fields.
 
     Raises:
         UserError: a tokenizer of another kind.
@@ -64,7 +64,9 @@ def from_fields(fields: dict[str, Any]) -> dict[str, Any]:
         )
     rows = list(zip(fields["tokens"], fields["token_type"], strict=True))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
+    keys = [key for key in ("bos_token", "eos_token") if f"{key}_id" in fields]
+    special = {key: fields["tokens"][fields[f"{key}_id"]] for key in keys}
+    content = {
         "version": "1.0",
         "added_tokens": [
             {"id": i, "content": token, **flags, "special": True}
@@ -81,6 +83,7 @@ def from_fields(fields: dict[str, Any]) -> dict[str, Any]:
             "merges": [merge.split(" ") for merge in fields.get("merges", ())],
         },
     }
+    return content, {"tokenizer_class": "PreTrainedTokenizerFast", **special}
 
 
 def _plain(split: Any) -> Any:
