@@ -1,13 +1,12 @@
 """Whole models on the CPU: tokens a second of a language model, seconds of an image, bytes of weights.
 
-    python -m benchmarks.end_to_end --model FOLDER [--threads 1 2] [--llama PYTHON FILE ...]
+    python -m benchmarks.end_to_end --model FOLDER [--threads 1 2] [--llama FILE ...]
     python -m benchmarks.end_to_end --pipeline zoo/unet-text [--threads 1 2]
 
 Weights are rounded to nearest: the time does not depend on how they were rounded. A language model reads
 a prompt and goes on with transformers' own `generate`; an image takes the pipeline's own sampler. Each
-contestant runs in turn, all of them several times, and its best counts. `--llama` names the Python of an
-environment with llama-cpp-python and GGUF files for it: the same turns, in a process that waits while
-others run.
+contestant runs in turn, all of them several times, and its best counts. `--llama` names GGUF files that
+llama.cpp (node-llama-cpp) takes its turns with, in a process that waits while others run.
 """
 
 import argparse
@@ -121,9 +120,9 @@ def pipelines(
 class Llama:
     """llama.cpp in a process of its own that answers one turn at a time."""
 
-    def __init__(self, python: str, file: str, threads: int) -> None:
-        script = str(Path(__file__).with_name("llama_cpp_turns.py"))
-        command = [python, script, file, str(PROMPT), str(MORE), str(threads)]
+    def __init__(self, file: str, threads: int) -> None:
+        script = str(Path(__file__).with_name("llama_cpp_turns.mjs"))
+        command = ["node", script, file, str(PROMPT), str(MORE), str(threads)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
@@ -176,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="folder of a language model")
     parser.add_argument("--pipeline", help="folder of a pipeline with its held-out prompts")
-    parser.add_argument("--llama", nargs="+", metavar="X", default=[], help="PYTHON FILE ...")
+    parser.add_argument("--llama", nargs="+", metavar="FILE", default=[], help="GGUF files")
     parser.add_argument("--threads", nargs="*", type=int, default=[1])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--images", type=int, default=4)
@@ -191,7 +190,7 @@ def main() -> None:
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
-        peers = {Path(file).stem: Llama(args.llama[0], file, threads) for file in args.llama[1:]}
+        peers = {f"llama.cpp {Path(file).parent.name}": Llama(file, threads) for file in args.llama}
         for name, ms in race(turns | peers).items():
             rows.append({"name": name, "threads": threads, "ms": ms, "bytes": sizes.get(name)})
         for peer in peers.values():
