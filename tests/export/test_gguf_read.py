@@ -140,7 +140,7 @@ def foreign(folder: Path, source: Path, kinds: dict[str, str]) -> Path:
     for tensor in old.tensors:
         kind = gguf.GGMLQuantizationType[kinds.get(tensor.name, tensor.tensor_type.name)]
         data: Any = tensor.data
-        if kind != tensor.tensor_type:
+        if tensor.name in kinds:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             data = gguf.quants.quantize(values, kind)
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
@@ -157,6 +157,7 @@ def test_a_file_of_another_writer(build: Build, tmp_path: Path) -> None:
         "token_embd.weight": "Q8_0",
         "blk.0.attn_q.weight": "Q5_0",
         "blk.0.ffn_down.weight": "Q8_0",
+        "blk.0.ffn_up.weight": "Q4_0",  # with negative scales
         "blk.1.ffn_up.weight": "Q4_1",
     }
     file = foreign(tmp_path / "gguf", build(INT4), kinds)
