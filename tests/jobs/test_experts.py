@@ -11,7 +11,7 @@ from minifloat.layers import QLinear
 from minifloat.models.experts import ExpertLayers, fused_experts
 from minifloat.models.load import load_model
 from tests.command_line import minifloat
-from tests.jobs.tiny_folders import language
+from tests.jobs.tiny_folders import language, text
 
 pytestmark = pytest.mark.filterwarnings("default")  # classes of transformers warn
 NEAREST = ("--set", "solver=nearest", "--set", "rank=0", "--set", "search=false")
@@ -27,7 +27,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "GptOss", "Jamba"])
 def test_experts_are_opened_named_and_reloaded(family: str, tmp_path: Path) -> None:
     source, out = language(tmp_path / family, family), tmp_path / "out"
-    assert minifloat("quantize", source, "--out", out, *MANY, *NEAREST) == 0
+    data = ("--data", text(tmp_path / "text.txt"))
+    assert minifloat("quantize", source, "--out", out, *data, *MANY, *NEAREST) == 0
     report = json.loads((out / "report.json").read_text())
     experts = [row for row in report["ledger"] if ".experts.layers." in row["name"]]
     packed = [row for row in experts if row["status"] == "quantized"]
@@ -49,7 +50,8 @@ def test_experts_that_no_token_reached_fail_the_run(
     mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One token visits two of four experts in both blocks; the other four have two layers each."""
-    run = ("quantize", mixture, "--out", tmp_path / "out", *FEW, *NEAREST)
+    data = ("--data", text(tmp_path / "text.txt"))
+    run = ("quantize", mixture, "--out", tmp_path / "out", *data, *FEW, *NEAREST)
     assert minifloat(*run) == 2
     said = capsys.readouterr().err
     assert "8 tensors: experts that no calibration token reached (model.layers.0.mlp" in said
@@ -63,7 +65,8 @@ def test_a_plan_that_keeps_experts_leaves_them_fused(mixture: Path, tmp_path: Pa
     plan = {"rules": [["*.experts.*", None], ["*", {"weight": "int8-channel"}]]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     out = tmp_path / "out"
-    run = ("quantize", mixture, "--out", out, "--plan", tmp_path / "plan.json", *FEW, *NEAREST)
+    data = ("--data", text(tmp_path / "text.txt"), "--plan", tmp_path / "plan.json")
+    run = ("quantize", mixture, "--out", out, *data, *FEW, *NEAREST)
     assert minifloat(*run) == 0
     model, _ = load_model(str(out))
     assert fused_experts(model)

@@ -16,6 +16,7 @@ from minifloat.models.pairs import encode, load_processor, read_pairs
 from minifloat.models.pipeline import denoiser, open_pipeline
 from tests.command_line import minifloat
 from tests.jobs.tiny_folders import FAMILIES, pairs
+from tests.jobs.tiny_folders import text as words
 
 pytestmark = pytest.mark.filterwarnings("default")  # classes of transformers and diffusers warn
 # (weights, activations)
@@ -40,9 +41,8 @@ def settings(weight: str, activation: str) -> list[str]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of each family, pictures with words, and a text."""
     root = tmp_path_factory.mktemp("families")
-    (root / "text.txt").write_text("The people of the United States are many. " * 20)
     made = {name: make(root / name) for name, make in FAMILIES.items()}
-    return made | {"pairs": pairs(root / "pairs"), "text": root / "text.txt"}
+    return made | {"pairs": pairs(root / "pairs"), "text": words(root / "text.txt")}
 
 
 @pytest.fixture

@@ -49,6 +49,12 @@ def vision_language(folder: Path) -> Path:
     return folder
 
 
+def text(path: Path) -> Path:
+    """A text of some hundred tokens; the packaged one takes a second to cut into tokens."""
+    path.write_text("The people of the United States are many. " * 40)
+    return path
+
+
 def pairs(folder: Path, count: int = 8) -> Path:
     """Pictures of one colour and what colour that is."""
     folder.mkdir()
