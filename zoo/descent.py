@@ -49,39 +49,25 @@ def places(count: int, step: int, batch: int, seed: int) -> Tensor:
     return order[index * batch :][:batch]
 
 
-def fall_begins(recipe: Recipe) -> int:
-    """The step from which on the rate falls."""
-    return max(recipe.warmup, round(recipe.steps * (1 - recipe.fall)))
-
-
 def learning_rate(step: int, recipe: Recipe) -> float:
     """The rate of a step: linear warm-up, a flat part, then a cosine to zero."""
     if step < recipe.warmup:
         return recipe.peak_rate * (step + 1) / recipe.warmup
-    begins = fall_begins(recipe)
+    begins = max(recipe.warmup, round(recipe.steps * (1 - recipe.fall)))
     progress = max(0, step - begins) / max(1, recipe.steps - begins)
     return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-Decays = Callable[[str, Tensor], bool]  # whether a parameter of that name is drawn to zero
+def adamw(model: nn.Module, recipe: Recipe, slow: float = 0.99) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels only: shrinking a norm's gain helps nobody.
 
-
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Matrices and kernels are drawn to zero; shrinking a norm's gain helps nobody."""
-    return parameter.ndim > 1
-
-
-def adamw(
-    model: nn.Module, recipe: Recipe, slow: float = 0.99, decays: Decays = is_matrix
-) -> torch.optim.AdamW:
-    """AdamW in two groups; `slow` is the second of its betas."""
-    named = list(model.named_parameters())
+    Args:
+        slow: how slowly squares of gradients are forgotten, the second of Adam's betas.
+    """
+    parameters = list(model.parameters())
     groups = [
-        {
-            "params": [p for name, p in named if decays(name, p) == side],
-            "weight_decay": recipe.weight_decay if side else 0.0,
-        }
-        for side in (True, False)
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, slow), fused=True)
 
@@ -104,18 +90,18 @@ def resumed(
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Go back to the last checkpoint of a run, its log with it; return it.
 
-    Another length is no other recipe while the rate has not fallen.
+    Another length is no other recipe as long as the rates of all steps so far are the same.
     """
-    progress, before, tensors = runs.load(out, asdict(recipe), may_differ=("steps",))
-    begins = fall_begins(replace(recipe, steps=before["steps"]))
-    if before["steps"] != recipe.steps and progress.step > min(begins, fall_begins(recipe)):
+    done, before, tensors = runs.load(out, asdict(recipe), may_differ=("steps",))
+    other = replace(recipe, steps=before["steps"])
+    if any(learning_rate(n, other) != learning_rate(n, recipe) for n in range(done.step)):
         raise ValueError(
-            f"{out / runs.CHECKPOINT} is at step {progress.step} of {before['steps']} and its rate "
-            f"has begun to fall; go on with --steps {before['steps']}"
+            f"{out / runs.CHECKPOINT} is at step {done.step} of {other.steps} and its rate has begun "
+            f"to fall; go on with --steps {other.steps}"
         )
     runs.restore(tensors, model, optimizer)
-    runs.rewind_log(out, progress.step)
-    return progress, tensors
+    runs.rewind_log(out, done.step)
+    return done, tensors
 
 
 def descend(
@@ -129,7 +115,7 @@ def descend(
 ) -> list[float]:
     """Take the steps that are left and return the loss of each; `stop` ends early, as a kill would.
 
-    The schedule follows `recipe.steps` even when `stop` is smaller, so that resuming continues it.
+    The schedule follows the recipe even when `stop` is smaller, so that resuming continues it.
 
     Args:
         out: folder of the run; the log lies there.
@@ -164,7 +150,6 @@ def train(
     export: Callable[[], None],
     *,
     slow: float = 0.99,
-    decays: Decays = is_matrix,
     resume: bool = False,
     stop: int | None = None,
 ) -> list[float]:
@@ -174,7 +159,7 @@ def train(
         loss: of the step of that number.
         export: writes the finished model.
     """
-    optimizer = adamw(model, recipe, slow, decays)
+    optimizer = adamw(model, recipe, slow)
     done = resumed(out, model, optimizer, recipe)[0] if resume else Progress()
 
     def step(number: int) -> float:

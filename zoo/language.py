@@ -1,4 +1,4 @@
-"""Train a language model on State of the Union addresses: one loop for Llama and both Mambas.
+"""Train a language model on State of the Union addresses: one loop for every architecture.
 
 Why this file exists: quantization claims need trained language models, since random weights have no
 perplexity to lose, and unit tests need ones that load and run in a second. Text, tokenizer, order of
@@ -42,17 +42,11 @@ class Recipe(descent.Recipe):
     validate_every: int = 400
 
 
-Build = Callable[
-    [Recipe], "PreTrainedModel"
-]  # a freshly initialised model of the recipe's vocabulary
+# Makes a freshly initialised model of the recipe's vocabulary.
+Build = Callable[[Recipe], "PreTrainedModel"]
 
 
-# --- descent ------------------------------------------------------------------------------------
-
-
-def is_plain(name: str, parameter: Tensor) -> bool:
-    """Layers and embeddings are drawn to zero; Mamba's A, and its convolutions of one channel, not."""
-    return parameter.ndim == 2 and name.endswith("weight")
+# --- loss ---------------------------------------------------------------------------------------
 
 
 def window_loss(model: nn.Module, windows: Tensor, reduction: str = "mean") -> Tensor:
@@ -98,7 +92,6 @@ def fit(
         watch=lambda: {"validation_perplexity": round(perplexity(model, held, recipe.context), 3)},
         export=lambda: export(model, out),
         slow=0.95,
-        decays=is_plain,
         resume=resume,
         stop=stop,
     )

@@ -4,18 +4,14 @@ Why this file exists: every number in the cards comes out of one command. A perp
 alone, so it stands beside those of counting words: the best that can be done without looking back,
 and with one token in view.
 
-    python -m zoo.language_card zoo/mamba1
+    python -m zoo.language_card zoo/llama-tiny
 """
 
 import argparse
-import itertools
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from tokenizers import Tokenizer
@@ -24,10 +20,8 @@ from torch import Tensor, nn
 from zoo import corpora, text
 from zoo.language import perplexity
 from zoo.peaks import Peaks, peaks
-from zoo.scan import fast_scan
 
 CONTEXT = 256
-LIMIT = 102_400  # tokens of a text that are predicted: all of the addresses, a quarter of the novel
 HELD_OUT = ("validation", "heldout", "moby_dick")
 DISCOUNT = 0.75  # of every count of a pair, given to the pairs that were never seen
 
@@ -63,13 +57,11 @@ def print_perplexities(model: nn.Module, tokenizer: Tokenizer, texts: dict[str, 
         "| text | tokens | perplexity | bits a byte | bigrams | unigrams |\n|---|---|---|---|---|---|"
     )
     for name in HELD_OUT:
-        whole = text.encode(tokenizer, texts[name])
-        tokens_a_byte = len(whole) / len(texts[name].encode())
-        held = whole[: LIMIT + 1]
+        held = text.encode(tokenizer, texts[name])
         own = perplexity(model, held, CONTEXT)
-        bits = math.log2(own) * tokens_a_byte
+        bits = math.log2(own) * len(held) / len(texts[name].encode())
         two, one = (f(train, held, vocab) for f in (bigram_perplexity, unigram_perplexity))
-        print(f"| {name} | {len(held) - 1:,} | {own:.3f} | {bits:.3f} | {two:.1f} | {one:.1f} |")
+        print(f"| {name} | {len(held):,} | {own:.3f} | {bits:.3f} | {two:.1f} | {one:.1f} |")
 
 
 # --- outliers -----------------------------------------------------------------------------------
@@ -78,27 +70,6 @@ def print_perplexities(model: nn.Module, tokenizer: Tokenizer, texts: dict[str, 
 def role(name: str) -> str:
     """What a tensor does, for the rows of the tables: the end of its name."""
     return name.removesuffix(".weight").split(".")[-1]
-
-
-@contextmanager
-def watched_convolutions(model: Any, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Keep what Mamba-2's convolutions give: x, and B and C by group. They are no calls of layers."""
-    module = sys.modules[type(model).__module__]
-    config, convolve = model.config, module.causal_conv1d_fn
-    parts = {"x": config.num_heads * config.head_dim}
-    for name in "BC":
-        parts |= {f"{name} of group {g}": config.state_size for g in range(config.n_groups)}
-    blocks = itertools.count()
-
-    def keep(*inputs: Any, **named: Any) -> Tensor:
-        found: Tensor = convolve(*inputs, **named)
-        block, pieces = next(blocks), found.split(list(parts.values()), 1)
-        for name, piece in zip(parts, pieces, strict=True):
-            seen[f"{block}.{name}"] = piece.transpose(1, 2).flatten(0, 1)
-        return found
-
-    with mock.patch.object(module, "causal_conv1d_fn", keep):
-        yield
 
 
 def record_inputs(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
@@ -114,8 +85,7 @@ def record_inputs(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
         if isinstance(module, nn.Linear) or role(name).endswith(("norm", "norm_f"))
     ]
     hooks = [module.register_forward_pre_hook(keep(name)) for name, module in watched]
-    grouped = hasattr(getattr(model, "config", None), "n_groups")
-    with torch.inference_mode(), watched_convolutions(model, seen) if grouped else nullcontext():
+    with torch.inference_mode():
         model(input_ids=windows, use_cache=False)
     for hook in hooks:
         hook.remove()
@@ -163,11 +133,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
     texts = corpora.load(options.cache)
-    with fast_scan():
-        print_perplexities(model, tokenizer, texts)
-        windows = text.encode(tokenizer, texts["heldout"])[: 8 * CONTEXT].view(8, CONTEXT)
-        print_peaks("weight", weights(model))
-        print_peaks("input of", record_inputs(model, windows))
+    print_perplexities(model, tokenizer, texts)
+    windows = text.encode(tokenizer, texts["heldout"])[: 8 * CONTEXT].view(8, CONTEXT)
+    print_peaks("weight", weights(model))
+    print_peaks("input of", record_inputs(model, windows))
     print("\n" + sample(model, tokenizer, "My fellow Americans, the state of our Union", 120))
 
 

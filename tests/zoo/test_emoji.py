@@ -212,7 +212,7 @@ def test_a_run_can_be_lengthened_until_its_rate_falls(tmp_path: Path) -> None:
     longer = replace(recipe, steps=24)
     losses = diffusion.fit(maker, train, held, tmp_path, longer, resume=True, stop=10)
     assert len(losses) == 2
-    diffusion.fit(maker, train, held, tmp_path, longer, resume=True, stop=18)
+    diffusion.fit(maker, train, held, tmp_path, longer, resume=True, stop=19)
     with pytest.raises(ValueError, match="--steps 24"):
         diffusion.fit(maker, train, held, tmp_path, replace(recipe, steps=40), resume=True)
 

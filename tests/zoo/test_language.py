@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from zoo import language, runs, train
 from zoo.language import Recipe
 from zoo.language_card import CONTEXT, bigram_perplexity, unigram_perplexity
-from zoo.scan import fast_scan
 from zoo.text import draw_batch, encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,13 +52,6 @@ def small_llama(recipe: Recipe) -> Any:
         use_cache=False,
     )
     return LlamaForCausalLM(config)
-
-
-def small_mamba(recipe: Recipe) -> Any:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    config = MambaConfig(vocab_size=recipe.vocab, hidden_size=32, num_hidden_layers=2)
-    return MambaForCausalLM(config)
 
 
 @pytest.fixture(autouse=True)
@@ -133,28 +125,6 @@ def test_an_unknown_model_is_answered_with_the_close_names(tmp_path: Path) -> No
         train.main(["lama-tiny", "--out", str(tmp_path)])
 
 
-def test_the_fast_scan_is_that_of_transformers() -> None:
-    torch.manual_seed(0)
-    model, tokens = small_mamba(SMALL), torch.randint(SMALL.vocab, (3, 20))
-
-    def loss_and_gradients() -> list[torch.Tensor]:
-        model.zero_grad()
-        loss = language.window_loss(model, tokens)
-        loss.backward()
-        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
-
-    usual = loss_and_gradients()
-    with fast_scan():
-        fast = loss_and_gradients()
-    for one, other in zip(usual, fast, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-def test_the_fast_scan_refuses_to_be_asked_for_a_state() -> None:
-    with fast_scan(), pytest.raises(ValueError, match="use_cache=False"):
-        small_mamba(SMALL)(torch.zeros(1, 4, dtype=torch.long), use_cache=True)
-
-
 def test_counting_knows_the_perplexity_of_a_text_that_is_its_own_kind() -> None:
     generator = torch.Generator().manual_seed(0)
     vocab, steps = 8, torch.randint(2, (40_000,), generator=generator)
@@ -171,8 +141,7 @@ def test_a_committed_model_has_the_perplexity_of_its_card(name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(ZOO / name, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(ZOO / name / "tokenizer.json"))
     tokens = encode(tokenizer, heldout_text()[:20_000])[: 2048 + 1]
-    with fast_scan():
-        measured = language.perplexity(model, tokens, CONTEXT)
+    measured = language.perplexity(model, tokens, CONTEXT)
     assert len(tokens) == 2048 + 1
     assert measured < 1.02 * MEASURED_PERPLEXITY[name]
 
