@@ -167,7 +167,7 @@ static int64_t own_floats(const plan *p) {
     return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * each;
 }
 
-/* Ask for the codes of the next span: rows are far apart, and no processor guesses the next one. */
+/* Ask for the codes of the next span or panel: rows are far apart, and no processor guesses the next one. */
 static void fetch(const weights *w, int64_t row, int64_t rows, int64_t first, int64_t bytes) {
     const int64_t end = least(first + bytes, row_bytes(w));
     for (int64_t r = row; r < row + rows; r++)
@@ -189,7 +189,10 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
         const int64_t size = dword_bytes(w->how), at = size * dword;
         p->kernel.expand(w->how, w->codes + row * bytes + at, bytes, bytes - at, rows,
                          dwords, expanded);
-        fetch(w, row, rows, at + size * dwords, size * dwords);
+        if (at + size * dwords < bytes)
+            fetch(w, row, rows, at + size * dwords, size * dwords);
+        else
+            fetch(w, row + PANEL, least(PANEL, w->rows - row - PANEL), 0, size * dwords);
         multiply(p, span, tokens, expanded, scales, c);
     }
     if (w->zeros) take_zeros(p, tokens, zeros, c);

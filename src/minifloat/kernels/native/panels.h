@@ -7,7 +7,7 @@
 
 #define PANEL 64 /* rows of a panel: four registers of sums for each token */
 #define TOKENS 6 /* tokens of a tile: 24 registers of sums */
-#define SPAN 1024 /* columns that are expanded at once */
+#define SPAN 512 /* columns that are expanded at once: 32 KB of bytes */
 
 /* Expands `dwords` dwords of up to PANEL rows of codes, the first at `codes`, `left` bytes before the end
    of its row, to units [dwords * U][PANEL]. */
