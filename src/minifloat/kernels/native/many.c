@@ -205,7 +205,7 @@ static int64_t own_floats(const plan *p) {
     return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * each;
 }
 
-/* Ask for the codes of the next span: rows are far apart, and no processor guesses the next one. */
+/* Ask for the codes of the next span or panel: rows are far apart, and no processor guesses the next one. */
 static void fetch(const weights *w, int64_t row, int64_t rows, int64_t first, int64_t bytes) {
     const int64_t end = least(first + bytes, row_bytes(w));
     for (int64_t r = row; r < row + rows; r++)
@@ -237,7 +237,7 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
         const int64_t size = dword_bytes(w->how), at = size * dword;
         p->kernel.expand(w->how, w->codes + row * bytes + at, bytes, bytes - at, rows,
                          dwords, expanded);
-        if (dword + dwords < p->k->dwords)
+        if (at + size * dwords < bytes)
             fetch(w, row, rows, at + size * dwords, size * dwords);
         else
             fetch_panel(p, row, size * dwords);

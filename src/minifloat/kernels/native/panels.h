@@ -8,7 +8,7 @@
 #define PANEL 64 /* rows of a panel: four registers of sums for each token */
 #define TOKENS 6 /* tokens of a tile: 24 registers of sums */
 #define ACROSS 16 /* tokens whose sums are turned together, for results that lie row by row */
-#define SPAN 256 /* columns that are expanded at once */
+#define SPAN 256 /* columns that are expanded at once: 16 KB of bytes */
 
 /* Expands `dwords` dwords of up to PANEL rows of codes, the first at `codes`, `left` bytes before the end
    of its row, to units [dwords * U][PANEL]. */
