@@ -76,10 +76,7 @@ class Pipeline:
         self.pipe, self.guidance = open_pipeline(str(folder)), guidance
         self.name, self.network = denoiser(self.pipe)
         self.prompts = read_prompts(folder / "prompts.safetensors")
-        asked = read_prompts(folder / "heldout.safetensors")
-        nth = len(asked) // judged
-        values = {name: value[::nth] for name, value in asked.values.items()}
-        self.judged = Prompts(asked.captions[::nth], values)
+        self.judged = read_prompts(folder / "heldout.safetensors").spread(judged)
         self.features: dict[str, Tensor] = {}
         self.eyes = judge.load()
         self.calls = record(self.network, lambda: self.draw(self.judged.rows(0, BATCH), 1))

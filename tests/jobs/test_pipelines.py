@@ -79,7 +79,7 @@ def test_text_to_image_from_the_command_line_to_equal_images(
     assert report["pictures"][0]["caption"] == "picture 2 0"
     assert report["zeros"]["before"] == 0 < report["zeros"]["after"] < 0.5
     assert (out / "report.html").read_text().count("data:image/png;base64,") == 4
-    judged = read_prompts(text_pipeline / "heldout.safetensors").rows(0, 4)
+    judged = read_prompts(text_pipeline / "heldout.safetensors").spread(4)
     opened = open_pipeline(str(out))
     with weights_held(opened.unet):  # as the job judges
         again = sample(opened, judged, seed=1 << 20, steps=2, guidance=None)
@@ -106,6 +106,16 @@ def test_a_pipeline_without_words(tmp_path: Path) -> None:
     assert minifloat("quantize", tmp_path / "plain", "--out", out, *QUICK, *settings) == 0
     assert (out / "unet" / "config.json").is_file()
     assert json.loads((out / "report.json").read_text())["pictures"][0]["file"].endswith(".png")
+
+
+def test_prompts_are_taken_from_the_whole_file() -> None:
+    words = [str(i) for i in range(11)]
+    prompts = Prompts(words, {"prompt": words, "prompt_embeds": torch.arange(11)})
+    some = prompts.spread(4)
+    assert some.captions == some.values["prompt"] == ["0", "2", "5", "8"]
+    assert some.values["prompt_embeds"].tolist() == [0, 2, 5, 8]
+    assert len(prompts.spread(0)) == 0
+    assert prompts.spread(20).captions == words
 
 
 def test_images_do_not_depend_on_their_batch(text_pipeline: Path) -> None:

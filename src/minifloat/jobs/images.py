@@ -132,7 +132,7 @@ def _requests(job: Job, pipe: Any, count: int, evaluated: int) -> tuple[Prompts,
     own = Path(job.model).expanduser()
     if job.data is None and (own / "prompts.safetensors").is_file():
         first = read_prompts(own / "prompts.safetensors")
-        second = read_prompts(own / "heldout.safetensors")
+        second = read_prompts(own / "heldout.safetensors").spread(evaluated)
         return requests(pipe, first, count, 0), requests(pipe, second, evaluated, JUDGED)
     if job.data is not None:
         prompts = read_prompts(job.data)

@@ -30,6 +30,16 @@ class Prompts:
         part = {name: value[start:stop] for name, value in self.values.items()}
         return Prompts(self.captions[start:stop], part)
 
+    def spread(self, count: int) -> "Prompts":
+        """`count` images at equal distances, or all: each part of a sorted file is seen."""
+        count = min(count, len(self))
+        places = [n * len(self) // count for n in range(count)]
+        part = {
+            name: [value[i] for i in places] if isinstance(value, list) else value[places]
+            for name, value in self.values.items()
+        }
+        return Prompts([self.captions[i] for i in places], part)
+
 
 def read_prompts(path: Path) -> Prompts:
     """Prompts of a file: UTF-8 text, one a line, or .safetensors with embeddings.
