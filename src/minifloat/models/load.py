@@ -127,10 +127,22 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _loader(where: str, is_gguf: bool) -> Any:
+    """The class of transformers that loads a folder: LLaVA and its like are no causal models to it."""
+    import transformers
+
+    if not is_gguf:
+        kind = type(transformers.AutoConfig.from_pretrained(where, trust_remote_code=False))
+        speaks = kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not speaks:
+            return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
 def load_model(
     source: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The causal language model and tokenizer in a local folder, a hub name or a .gguf file.
+    """The language model (also one that sees) and tokenizer of a folder, a hub name or a .gguf file.
 
     Weights come from safetensors or GGUF only and the model's own Python code is never run:
     a downloaded model is data. `dtype="auto"` keeps the stored type (GGUF: float32).
@@ -139,7 +151,7 @@ def load_model(
     where, extra, is_hub = _locate(source)
     _check_device(device)
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
     except ImportError as error:
         raise UserError("models need transformers; pip install 'minifloat[hf]'") from error
     is_gguf = "gguf_file" in extra
@@ -147,7 +159,7 @@ def load_model(
         kind = torch.float32
     try:
         with _no_progress_bars():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = _loader(where, is_gguf).from_pretrained(
                 where, dtype=kind, trust_remote_code=False, output_loading_info=True, **extra
             )
         extra.pop("use_safetensors", None)
