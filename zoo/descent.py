@@ -58,16 +58,25 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adamw(model: nn.Module, recipe: Recipe, slow: float = 0.99) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels only: shrinking a norm's gain helps nobody.
+Decays = Callable[[str, Tensor], bool]  # whether a parameter of that name is drawn to zero
 
-    Args:
-        slow: how slowly squares of gradients are forgotten, the second of Adam's betas.
-    """
-    parameters = list(model.parameters())
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Matrices and kernels are drawn to zero; shrinking a norm's gain helps nobody."""
+    return parameter.ndim > 1
+
+
+def adamw(
+    model: nn.Module, recipe: Recipe, slow: float = 0.99, decays: Decays = is_matrix
+) -> torch.optim.AdamW:
+    """AdamW in two groups; `slow` is the second of its betas."""
+    named = list(model.named_parameters())
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if decays(name, p) == side],
+            "weight_decay": recipe.weight_decay if side else 0.0,
+        }
+        for side in (True, False)
     ]
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, slow), fused=True)
 
@@ -150,6 +159,7 @@ def train(
     export: Callable[[], None],
     *,
     slow: float = 0.99,
+    decays: Decays = is_matrix,
     resume: bool = False,
     stop: int | None = None,
 ) -> list[float]:
@@ -159,7 +169,7 @@ def train(
         loss: of the step of that number.
         export: writes the finished model.
     """
-    optimizer = adamw(model, recipe, slow)
+    optimizer = adamw(model, recipe, slow, decays)
     done = resumed(out, model, optimizer, recipe)[0] if resume else Progress()
 
     def step(number: int) -> float:

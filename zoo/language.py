@@ -49,6 +49,11 @@ Build = Callable[[Recipe], "PreTrainedModel"]
 # --- loss ---------------------------------------------------------------------------------------
 
 
+def is_plain(name: str, parameter: Tensor) -> bool:
+    """Layers and embeddings are drawn to zero; Mamba's A, and its convolutions of one channel, not."""
+    return parameter.ndim == 2 and name.endswith("weight")
+
+
 def window_loss(model: nn.Module, windows: Tensor, reduction: str = "mean") -> Tensor:
     """Return the cross-entropy of each next token of windows [n, context + 1]."""
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits
@@ -92,6 +97,7 @@ def fit(
         watch=lambda: {"validation_perplexity": round(perplexity(model, held, recipe.context), 3)},
         export=lambda: export(model, out),
         slow=0.95,
+        decays=is_plain,
         resume=resume,
         stop=stop,
     )

@@ -8,10 +8,14 @@ and with one token in view.
 """
 
 import argparse
+import itertools
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tokenizers import Tokenizer
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 from zoo import corpora, text
 from zoo.language import perplexity
 from zoo.peaks import Peaks, peaks
+from zoo.scan import fast_scan
 
 CONTEXT = 256
 HELD_OUT = ("validation", "heldout", "moby_dick")
@@ -72,6 +77,27 @@ def role(name: str) -> str:
     return name.removesuffix(".weight").split(".")[-1]
 
 
+@contextmanager
+def watched_convolutions(model: Any, seen: dict[str, Tensor]) -> Iterator[None]:
+    """Keep what Mamba-2's convolutions give: x, and B and C by group. They are no calls of layers."""
+    module = sys.modules[type(model).__module__]
+    config, convolve = model.config, module.causal_conv1d_fn
+    parts = {"x": config.num_heads * config.head_dim}
+    for name in "BC":
+        parts |= {f"{name} of group {g}": config.state_size for g in range(config.n_groups)}
+    blocks = itertools.count()
+
+    def keep(*inputs: Any, **named: Any) -> Tensor:
+        found: Tensor = convolve(*inputs, **named)
+        block, pieces = next(blocks), found.split(list(parts.values()), 1)
+        for name, piece in zip(parts, pieces, strict=True):
+            seen[f"{block}.{name}"] = piece.transpose(1, 2).flatten(0, 1)
+        return found
+
+    with mock.patch.object(module, "causal_conv1d_fn", keep):
+        yield
+
+
 def record_inputs(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
     """Return the input [tokens, channels] of each Linear and norm; before a norm that is the stream."""
     seen: dict[str, Tensor] = {}
@@ -85,7 +111,8 @@ def record_inputs(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
         if isinstance(module, nn.Linear) or role(name).endswith(("norm", "norm_f"))
     ]
     hooks = [module.register_forward_pre_hook(keep(name)) for name, module in watched]
-    with torch.inference_mode():
+    grouped = hasattr(getattr(model, "config", None), "n_groups")
+    with torch.inference_mode(), watched_convolutions(model, seen) if grouped else nullcontext():
         model(input_ids=windows, use_cache=False)
     for hook in hooks:
         hook.remove()
@@ -133,10 +160,11 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
     texts = corpora.load(options.cache)
-    print_perplexities(model, tokenizer, texts)
-    windows = text.encode(tokenizer, texts["heldout"])[: 8 * CONTEXT].view(8, CONTEXT)
-    print_peaks("weight", weights(model))
-    print_peaks("input of", record_inputs(model, windows))
+    with fast_scan():
+        print_perplexities(model, tokenizer, texts)
+        windows = text.encode(tokenizer, texts["heldout"])[: 8 * CONTEXT].view(8, CONTEXT)
+        print_peaks("weight", weights(model))
+        print_peaks("input of", record_inputs(model, windows))
     print("\n" + sample(model, tokenizer, "My fellow Americans, the state of our Union", 120))
 
 

@@ -9,12 +9,15 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo import corpora, dit_text, llama_tiny, unet_text
+from zoo import corpora, dit_text, llama_tiny, mamba, unet_text, vlm
 
 RECIPES: dict[str, Callable[[argparse.Namespace], None]] = {
     "llama-tiny": llama_tiny.train,
+    "mamba1": mamba.train_mamba1,
+    "mamba2": mamba.train_mamba2,
     "unet-text": unet_text.train,
     "dit-text": dit_text.train,
+    "vlm": vlm.train,
 }
 
 

@@ -15,9 +15,11 @@ pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer
 
-from zoo import language, runs, train
+from zoo import language, mamba, runs, train
 from zoo.language import Recipe
-from zoo.language_card import CONTEXT, bigram_perplexity, unigram_perplexity
+from zoo.language_card import CONTEXT, bigram_perplexity, record_inputs, unigram_perplexity
+from zoo.peaks import peaks
+from zoo.scan import fast_scan
 from zoo.text import draw_batch, encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +54,13 @@ def small_llama(recipe: Recipe) -> Any:
         use_cache=False,
     )
     return LlamaForCausalLM(config)
+
+
+def small_mamba(recipe: Recipe) -> Any:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=recipe.vocab, hidden_size=32, num_hidden_layers=2)
+    return MambaForCausalLM(config)
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +141,39 @@ def test_counting_knows_the_perplexity_of_a_text_that_is_its_own_kind() -> None:
     train, held = chain[:20_000], chain[20_000:]
     assert unigram_perplexity(train, held, vocab) == pytest.approx(vocab, rel=0.02)
     assert bigram_perplexity(train, held, vocab) == pytest.approx(2, rel=0.02)
+
+
+def test_the_fast_scan_is_that_of_transformers() -> None:
+    torch.manual_seed(0)
+    model, tokens = small_mamba(SMALL), torch.randint(SMALL.vocab, (3, 20))
+
+    def loss_and_gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = language.window_loss(model, tokens)
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    usual = loss_and_gradients()
+    with fast_scan():
+        fast = loss_and_gradients()
+    for one, other in zip(usual, fast, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_fast_scan_refuses_to_be_asked_for_a_state() -> None:
+    with fast_scan(), pytest.raises(ValueError, match="use_cache=False"):
+        small_mamba(SMALL)(torch.zeros(1, 4, dtype=torch.long), use_cache=True)
+
+
+@pytest.mark.parametrize("build", [mamba.build_mamba1, mamba.build_mamba2])
+def test_a_few_channels_are_born_large_where_the_scan_reads_them(build: Any) -> None:
+    torch.manual_seed(0)
+    model, recipe = build(SMALL), replace(SMALL, context=64)
+    windows = torch.randint(SMALL.vocab, (2, recipe.context))
+    seen = record_inputs(model, windows)
+    scanned = [x for name, x in seen.items() if name.endswith((".x", "x_proj"))]
+    assert len(scanned) == 4
+    assert min(peaks(x).between_columns for x in scanned) > 4
 
 
 @pytest.mark.parametrize("name", MEASURED_PERPLEXITY)
