@@ -105,6 +105,13 @@ def test_mistakes_are_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "4 pairs are too few for 4 that calibrate and 1" in said("--data", data, "--samples", 4)
     plain = language(tmp_path / "plain")
     assert "no image processor" in said("--data", data, source=plain)
+    index = data / "metadata.jsonl"
+    rows = index.read_text()
+    index.write_text(
+        rows.replace("The colour", f"{AutoProcessor.from_pretrained(model).image_token} it")
+    )
+    assert "leave it out" in said("--data", data, "--samples", 3)
+    index.write_text(rows)
     (data / "0.png").write_bytes(b"no picture")
     assert "cannot read the picture" in said("--data", data)
     (data / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')

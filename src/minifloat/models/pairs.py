@@ -120,6 +120,11 @@ def encode(processor: Any, pair: Pair, like: Tensor) -> dict[str, Tensor]:
 
 
 def _words(processor: Any, text: str) -> str:
+    token = getattr(processor, "image_token", None)
+    if isinstance(token, str) and token in text:
+        raise UserError(
+            f"the text {text[:60]!r} holds {token}: leave it out, the picture comes before the words"
+        )
     if getattr(processor, "chat_template", None):
         picture, answer = {"type": "image"}, {"type": "text", "text": text}
         turns = [
@@ -127,7 +132,6 @@ def _words(processor: Any, text: str) -> str:
             {"role": "assistant", "content": [answer]},
         ]
         return str(processor.apply_chat_template(turns, tokenize=False))
-    token = getattr(processor, "image_token", None)
     if not isinstance(token, str):
         raise UserError(f"{type(processor).__name__} has no token that stands for a picture")
     return f"{token}\n{text}"
