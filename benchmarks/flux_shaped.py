@@ -23,9 +23,8 @@ from torch import Tensor
 
 from benchmarks.larger_than_memory import draw, row, watch
 from minifloat.calibrate.journal import Journal
-from minifloat.cli import _bytes
 from minifloat.export.native import save
-from minifloat.jobs.memory import estimate
+from minifloat.jobs.memory import bytes_of, estimate
 from minifloat.jobs.unfinished import unfinished
 from minifloat.method import quantize
 from minifloat.methods import build
@@ -98,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     source, out = args.folder / "model", args.folder / "nearest"
     if args.work:
-        work(source, out, _bytes(args.memory))
+        work(source, out, bytes_of(args.memory))
         return
     model(source, args.layers)
     command = [sys.executable, "-m", "benchmarks.flux_shaped", str(args.folder), "--work"]

@@ -8,11 +8,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from minifloat import cli
 from minifloat.errors import UserError
 from minifloat.jobs import images, text
 from minifloat.jobs.job import Job
-from minifloat.jobs.memory import Estimate
+from minifloat.jobs.memory import Estimate, bytes_of
 from minifloat.jobs.run import run
 from minifloat.models.lazy import load_lazily
 from minifloat.models.lazy_denoiser import load_denoiser_lazily, open_lazily
@@ -81,13 +80,13 @@ def test_too_low_a_limit_is_answered_with_the_parts() -> None:
     [("8GB", 8e9), ("1.5 GiB", 1.5 * 2**30), ("500m", 5e8), ("1024", 1024)],
 )
 def test_sizes_in_words(words: str, size: float) -> None:
-    assert cli._bytes(words) == size
+    assert bytes_of(words) == size
 
 
 @pytest.mark.parametrize("words", ["", "GB", "8XB", "1.2.3GB"])
 def test_what_is_no_size(words: str) -> None:
     with pytest.raises(UserError, match="a size such as 8GB"):
-        cli._bytes(words)
+        bytes_of(words)
 
 
 def test_a_pipeline_block_by_block_gives_the_same_bytes(

@@ -4,6 +4,7 @@ An estimate of the parts that grow with the model and the calibration; what is l
 to activations, and the rest of them to disk.
 """
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -97,3 +98,16 @@ def budget(task: Task, model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
+
+
+def bytes_of(text: str) -> int:
+    """A size such as 8GB, 7.5 GiB or 500M."""
+    found = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    try:
+        if found is None:
+            raise ValueError
+        number, unit, binary = float(found[1]), "KMGT".find(found[2].upper()) + 1, found[3]
+    except ValueError:
+        raise UserError(f"--memory takes a size such as 8GB, not {text!r}") from None
+    base = 1024.0 if binary else 1000.0
+    return round(number * base ** (unit if found[2] else 0))
