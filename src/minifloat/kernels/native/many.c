@@ -85,14 +85,12 @@ static void prepare_windows(const plan *p, int64_t first, int64_t count) {
     stretch stretches[BLOCK];
     const int64_t found = mf_window_stretches(&p->pixels, first, count, stretches);
     for (int64_t t = 0; t < count; t++) p->x_scales[t] = scale;
-#pragma omp parallel num_threads(k->threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t u = 0; u < p->stride; u++)
-            mf_window_unit(&p->pixels, u, stretches, found, p->x + u * BLOCK);
-#pragma omp for schedule(static)
-        for (int64_t s = 0; s < (k->engine == BYTES ? p->count : 0); s++) start_segment(p, s, count);
-    }
+#pragma omp parallel for num_threads(k->threads) schedule(static)
+    for (int64_t u = 0; u < p->stride; u++)
+        mf_window_unit(&p->pixels, u, stretches, found, p->x + u * BLOCK);
+    if (k->engine != BYTES) return;
+#pragma omp parallel for num_threads(k->threads) schedule(static)
+    for (int64_t s = 0; s < p->count; s++) start_segment(p, s, count);
 }
 
 static void prepare(const plan *p, int64_t first, int64_t count) {
