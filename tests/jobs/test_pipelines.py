@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    DDIMPipeline,
     DDIMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
-    UNet2DModel,
 )
 from safetensors.torch import save_file
 
@@ -22,6 +20,7 @@ from minifloat.layers import weights_held
 from minifloat.models.pipeline import open_pipeline, sample
 from minifloat.models.prompts import Prompts, read_prompts
 from tests.command_line import minifloat
+from tests.jobs.tiny_folders import unet
 
 UP, DOWN = ("CrossAttnUpBlock2D", "UpBlock2D"), ("DownBlock2D", "CrossAttnDownBlock2D")
 QUICK = ("--samples", "2", "--steps", "2", "--evaluate", "4", "--set", "steps=2")
@@ -91,19 +90,10 @@ def test_text_to_image_from_the_command_line_to_equal_images(
 
 
 def test_a_pipeline_without_words(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-    )
-    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "plain")
+    plain = unet(tmp_path / "plain")
     out = tmp_path / "packed"
     settings = ("--set", "weight_bits=8", "--set", "rounding=nearest")
-    assert minifloat("quantize", tmp_path / "plain", "--out", out, *QUICK, *settings) == 0
+    assert minifloat("quantize", plain, "--out", out, *QUICK, *settings) == 0
     assert (out / "unet" / "config.json").is_file()
     assert json.loads((out / "report.json").read_text())["pictures"][0]["file"].endswith(".png")
 

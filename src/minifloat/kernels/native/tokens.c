@@ -186,10 +186,6 @@ static TARGET_AVX512 int put_avx512(const activations *a, enum engine engine, in
 static TARGET_AVX512 void narrow_avx512(const float *row, int64_t count, enum engine engine, void *out) {
     narrow(row, count, engine, out);
 }
-
-static int has_avx512(void) {
-    return __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-}
 #endif
 
 void mf_prepare(const activations *a, int64_t token, enum engine engine, int64_t dwords, float *row,

@@ -5,6 +5,14 @@
 
 #include "layer.h"
 
+#ifdef MINIFLOAT_X86
+/* Whether functions of TARGET_AVX512 may prepare activations, whatever level multiplies them. */
+static inline int has_avx512(void) {
+    return __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 /* What is multiplied. WORDS are pairs of 16-bit integers, for processors without VNNI. */
 enum engine { REALS, BRAINS, BYTES, WORDS };
 

@@ -132,7 +132,7 @@ static TARGET_AVX512 void window_starts_avx512(const uint32_t *x, int64_t step, 
 
 void mf_window_unit(const pixels *p, int64_t unit, const stretch *stretches, int64_t count, uint32_t *out) {
 #ifdef MINIFLOAT_X86
-    if (__builtin_cpu_supports("avx512bw")) {
+    if (has_avx512()) {
         window_unit_avx512(p, unit, stretches, count, out);
         return;
     }
@@ -143,7 +143,7 @@ void mf_window_unit(const pixels *p, int64_t unit, const stretch *stretches, int
 void mf_window_starts(const uint32_t *x, int64_t step, int64_t units, int64_t count, int32_t bias,
                       int32_t *starts) {
 #ifdef MINIFLOAT_X86
-    if (__builtin_cpu_supports("avx512bw")) {
+    if (has_avx512()) {
         window_starts_avx512(x, step, units, count, bias, starts);
         return;
     }
