@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 from minifloat import formats
+from minifloat.calibrate import chain
 from minifloat.calibrate.journal import Journal
 from minifloat.calibrate.walk import Pass, Window, walk
 from minifloat.errors import UserError
@@ -152,6 +155,38 @@ def test_blocks_that_learn_together_make_up_for_each_other() -> None:
     learned = learning(steps=400, start="gptq")
     alone, together = (quantized(Model(), learned, width=width)[1] for width in (1, 4))
     assert together < alone
+
+
+def test_a_window_keeps_the_activations_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the gradients that it would have with all of them, and stand-ins for parameters gone."""
+
+    def learn(window: Window) -> tuple[dict[str, Tensor], int]:
+        soft = {}
+        for name, work in window.layers.items():
+            soft[f"{window.path(name)}.weight"] = work.weight().clone().requires_grad_()
+        call, kept = window.calls[0], [0]
+
+        def keep(x: Tensor) -> Tensor:
+            kept[0] += x.numel()
+            return x
+
+        with torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
+            output = functional_call(window.block, soft, call.args, call.kwargs)
+            before = kept[0]
+            (output - window.targets[0] - 1).square().sum().backward()
+        return {name: torch.as_tensor(w.grad) for name, w in soft.items()}, before
+
+    def compare(window: Window) -> None:
+        lean, few = learn(window)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                chain, "_recomputed", lambda block, args, kwargs: block(*args, **kwargs)
+            )
+            full, many = learn(window)
+        assert same(lean, full)
+        assert few < many / 3
+
+    quantized(Model(), (compare, *NEAREST), width=4)
 
 
 def stopped(at: int, monkeypatch: pytest.MonkeyPatch) -> None:

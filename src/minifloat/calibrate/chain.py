@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils.checkpoint import checkpoint
 
 from minifloat.calibrate.runs import Call
 from minifloat.errors import UserError
@@ -42,7 +44,11 @@ class Step:
 
 
 class Chain(nn.Module):
-    """Blocks one after the other; each is called as the model calls it, on outputs of those before."""
+    """Blocks one after the other; each is called as the model calls it, on outputs of those before.
+
+    Where gradients are wanted a block keeps its inputs alone and is computed once more on the way
+    back, so that a window of any length holds the activations of one block.
+    """
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -65,10 +71,25 @@ class Chain(nn.Module):
 
         output = None
         for block, (call, handed) in zip(self.blocks, links, strict=True):
-            output = block(*tree_map(true, call.args), **tree_map(true, call.kwargs))
+            args, kwargs = tree_map(true, call.args), tree_map(true, call.kwargs)
+            output = (
+                _recomputed(block, args, kwargs)
+                if torch.is_grad_enabled()
+                else block(*args, **kwargs)
+            )
             if handed is not None:
                 known |= {id(place): found for place, found in _pairs(handed, output)}
         return output
+
+
+def _recomputed(block: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The block's output, without the activations behind it.
+
+    Its tensors are named here and now: those that learn stand in for parameters only until the
+    window returns, and the second computation comes after that.
+    """
+    own = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    return checkpoint(functional_call, block, own, args, kwargs, use_reentrant=False)
 
 
 def as_one(steps: Sequence[Step]) -> tuple[nn.Module, list[Call]]:
