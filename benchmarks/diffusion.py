@@ -20,6 +20,7 @@ from minifloat.calibrate.stats import sqnr
 from minifloat.calibrate.trajectories import record
 from minifloat.evaluate.frechet import frechet, frechet_change
 from minifloat.evaluate.images import psnr, ssim
+from minifloat.evaluate.steps import predictions
 from minifloat.layers import weights_held
 from minifloat.method import quantize
 from minifloat.methods import build
@@ -136,16 +137,6 @@ class Pipeline:
 def pixels(images: Tensor) -> Tensor:
     """Images of 0..1 as bytes."""
     return (255 * images).round().to(torch.uint8)
-
-
-@torch.no_grad()
-def predictions(network: nn.Module, calls: list[dict[str, Any]]) -> list[Tensor]:
-    """The network's outputs, whether its caller wants a tuple or a record."""
-    found = []
-    for call in calls:
-        output = network(**call)
-        found.append(output[0] if isinstance(output, tuple) else output.sample)
-    return found
 
 
 def run(

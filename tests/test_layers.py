@@ -26,7 +26,7 @@ LAYERS = (
     ("hf",),
     ("hf_diffusers",),
     ("report", "pictures", "timing", "roofline"),
-    ("card", "bench"),
+    ("card", "bench", "gallery"),
     ("jobs",),
     ("cli", "__init__"),
     ("__main__",),

@@ -12,13 +12,14 @@ from html import escape
 
 WIDTH, HEIGHT = 1080, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 34, 40
+COLOURS = "abcde"
 
 # The page of these charts; here because its classes are the colours of the charts.
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--soft:#f5f6f7;--ink:#1b1f24;--dim:#5c6670;--rule:#dfe3e7;
---a:#2a6fc9;--b:#d9622b;--warn:#fff6e0;--edge:#d79b1e}
+--a:#2a6fc9;--b:#d9622b;--c:#2f8f5b;--d:#8a55c7;--e:#b3261e;--warn:#fff6e0;--edge:#d79b1e}
 @media(prefers-color-scheme:dark){:root{--bg:#15181c;--soft:#1d2126;--ink:#e6e9ec;--dim:#9aa4ae;
---rule:#333a42;--a:#5b9be8;--b:#e8814f;--warn:#2b2415;--edge:#b9851c}}
+--rule:#333a42;--a:#5b9be8;--b:#e8814f;--c:#5cc48a;--d:#b48ae6;--e:#ef7b72;--warn:#2b2415;--edge:#b9851c}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1128px;margin:0 auto;padding:40px 24px 64px}h1{font-size:28px;line-height:1.2;
@@ -34,12 +35,16 @@ padding-left:20px;white-space:nowrap}td{overflow-wrap:anywhere}
 .wide{overflow-x:auto}.plot{display:block;width:100%;min-width:720px}
 .grid{stroke:var(--rule)}.base{stroke:var(--dim)}svg text{fill:var(--dim);font-size:12px}
 svg .legend{fill:var(--ink);font-size:13px}.dot{stroke:var(--bg);stroke-width:1}
-.dot.a{fill:var(--a)}.dot.b{fill:var(--b)}.line{fill:none;stroke-width:2}.line.a{stroke:var(--a)}
+.dot.a{fill:var(--a)}.dot.b{fill:var(--b)}.dot.c{fill:var(--c)}.dot.d{fill:var(--d)}
+.dot.e{fill:var(--e)}.line{fill:none;stroke-width:2}.line.a{stroke:var(--a)}
+.line.b{stroke:var(--b)}.line.c{stroke:var(--c)}.line.d{stroke:var(--d)}.line.e{stroke:var(--e)}
 .line.roof{stroke:var(--dim)}
 .bar{fill:var(--a)}.many{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));
 gap:20px 28px}figure{margin:0}figcaption{font-size:12px;color:var(--dim);overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;direction:ltr}.hist{display:block;width:100%}
 .strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:18px 24px}
+.gallery figure{margin-top:10px}.names{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;
+font-size:13px;font-weight:500;position:sticky;top:0;background:var(--bg);padding:6px 0}
 .strip{display:block;width:100%;image-rendering:pixelated;border-radius:4px}
 .scroll{max-height:560px;overflow:auto;border:1px solid var(--rule);border-radius:6px}
 .scroll table{font-size:12.5px;border-collapse:separate;border-spacing:0}
@@ -54,7 +59,7 @@ Point = tuple[str, float | None]  # a label and its value; None leaves a gap
 
 @dataclass(frozen=True)
 class Series:
-    """One colour of a plot; `css` is `a` or `b`, the two colours the page defines."""
+    """One colour of a plot; `css` is one of `COLOURS`, which the page defines."""
 
     name: str
     css: str

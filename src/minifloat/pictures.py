@@ -17,19 +17,33 @@ def write_strips(
     references: Tensor, images: Tensor, captions: list[str], folder: Path
 ) -> list[dict[str, Any]]:
     """Write one PNG an image into `folder`; the report's `pictures`: file, caption, agreement in dB."""
-    from PIL import Image
-
     (folder / "images").mkdir()
     figures = []
     agreement = psnr(images, references).tolist()
     for i, (before, after) in enumerate(zip(references[:SHOWN], images, strict=False)):
         difference = (0.5 + GAIN * (after - before)).clamp(0, 1)
-        strip = torch.cat([before, after, difference], -1)
-        pixels = (255 * strip).round().byte().movedim(0, -1).squeeze(-1).numpy()
-        path = f"images/{i:02d}-{_slug(captions[i])}.png"
-        Image.fromarray(pixels).save(folder / path)
+        path = _write([before, after, difference], folder, i, captions[i])
         figures.append({"file": path, "caption": captions[i], "psnr": agreement[i]})
     return figures
+
+
+def write_rows(columns: list[Tensor], captions: list[str], folder: Path) -> list[dict[str, str]]:
+    """Write one PNG a caption with every column's image beside the others: file and caption."""
+    (folder / "images").mkdir(exist_ok=True)
+    return [
+        {"file": _write([images[i] for images in columns], folder, i, caption), "caption": caption}
+        for i, caption in enumerate(captions[:SHOWN])
+    ]
+
+
+def _write(images: list[Tensor], folder: Path, number: int, caption: str) -> str:
+    """A strip of images [channels, height, width] in 0..1 as a PNG; its path in the folder."""
+    from PIL import Image
+
+    pixels = (255 * torch.cat(images, -1)).round().byte().movedim(0, -1).squeeze(-1).numpy()
+    path = f"images/{number:02d}-{_slug(caption)}.png"
+    Image.fromarray(pixels).save(folder / path)
+    return path
 
 
 def _slug(caption: str) -> str:

@@ -24,7 +24,7 @@ WORST = 8  # layers with a histogram of their own
 def write_report(report: dict[str, Any], folder: Path) -> Path:
     """Write `report.json` and `report.html` into `folder`; the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = _clean(report)
+    data = clean(report)
     write(folder / "report.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     page = folder / "report.html"
     write(page, _page(data, _pictures(data.get("pictures") or [], folder)))
@@ -33,25 +33,30 @@ def write_report(report: dict[str, Any], folder: Path) -> Path:
 
 def _pictures(pictures: list[dict[str, Any]], folder: Path) -> str:
     """The strips of images with their captions; the page holds them, so it stays one file."""
-    drawn = []
-    for p in pictures:
-        encoded = base64.b64encode((folder / p["file"]).read_bytes()).decode()
-        caption = escape(f"{p['caption']} · {_number(p.get('psnr'), '.1f')} dB")
-        drawn.append(
-            f'<figure><img class="strip" alt="{caption}" src="data:image/png;base64,{encoded}">'
-            f'<figcaption title="{caption}">{caption}</figcaption></figure>'
-        )
+    drawn = [
+        picture(folder, p["file"], f"{p['caption']} · {_number(p.get('psnr'), '.1f')} dB")
+        for p in pictures
+    ]
     return f'<div class="strips">{"".join(drawn)}</div>' if drawn else ""
+
+
+def picture(folder: Path, file: str, caption: str) -> str:
+    """A PNG of a folder with its caption, inside the page."""
+    encoded, caption = base64.b64encode((folder / file).read_bytes()).decode(), escape(caption)
+    return (
+        f'<figure><img class="strip" alt="{caption}" src="data:image/png;base64,{encoded}">'
+        f'<figcaption title="{caption}">{caption}</figcaption></figure>'
+    )
 
 
 def summary_table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows (name, full precision, quantized, change) of the metrics and the size."""
-    report = _clean(report)
+    report = clean(report)
     rows = []
     for m in report.get("metrics") or []:
         before, after = m.get("full_precision"), m.get("quantized")
         old = _with_error(before, m.get("full_precision_error"))
-        new = _with_error(after, m.get("quantized_error"))
+        new = _with_error(after, m.get("quantized_error")) + interval(m.get("quantized_interval"))
         rows.append((str(m.get("name") or NONE), old, new, _change(before, after)))
     size = report.get("size") or {}
     before, after = size.get("before"), size.get("after")
@@ -75,18 +80,18 @@ def human_bytes(count: float | None) -> str:
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.4g} {units[0]}"
 
 
-def _clean(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinity become null, unknown types text."""
+def clean(value: Any) -> Any:
+    """A value as JSON can hold it: NaN and infinity become null, unknown types text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): _clean(v) for k, v in value.items()}
+        return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_clean(v) for v in value]
+        return [clean(v) for v in value]
     if hasattr(value, "tolist"):  # a number of numpy or torch that slipped through
-        return _clean(value.tolist())
+        return clean(value.tolist())
     return str(value)
 
 
@@ -96,6 +101,13 @@ def _number(value: Any, form: str = ".4g") -> str:
 
 def _with_error(value: float | None, error: float | None) -> str:
     return _number(value) + (f" ± {error:.2g}" if value is not None and error is not None else "")
+
+
+def interval(ends: list[float | None] | None) -> str:
+    """The ends of a figure's interval in brackets, or nothing."""
+    if not ends or None in ends:  # equal images have no finite PSNR
+        return ""
+    return f" ({ends[0]:.4g} to {ends[1]:.4g})"
 
 
 def _change(before: float | None, after: float | None) -> str:
@@ -181,6 +193,8 @@ def _page(report: dict[str, Any], pictures: str = "") -> str:
     dots = plot(series, "quantized layer, in order", "SQNR")
     blocks = [(str(name), value) for name, value in report.get("block_sqnr") or []]
     line = plot([Series("block output", "a", blocks, line=True)], "block", "Output SQNR")
+    times = [(str(name), value) for name, value in report.get("step_sqnr") or []]
+    steps = plot([Series("prediction", "b", times, line=True)], "call of the denoiser", "SQNR")
     held = [(str(name), value) for name, value in report.get("memory") or []]
     memory = plot([Series("resident", "b", held, line=True)], "block", "Memory", unit="MiB")
     size = report.get("size") or {}
@@ -212,6 +226,8 @@ def _page(report: dict[str, Any], pictures: str = "") -> str:
                  "Signal to quantization noise of the weight and the output; higher is better."),
         section("Error by block", f'<div class="wide">{line}</div>' if line else "",
                  "How the error of the hidden states grows through the model."),
+        section("Error by time step", f'<div class="wide">{steps}</div>' if steps else "",
+                 "Of the predictions along a full-precision trajectory, from noise to image."),
         section("Memory", f'<div class="wide">{memory}</div>' if memory else "",
                  "Of the process after each block; the peak within blocks is under Cost."),
         section("Use of the grid", _histograms(ledger),

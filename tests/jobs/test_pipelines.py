@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from safetensors.torch import save_file
 
 from minifloat.evaluate.images import collapsed, compare_images, psnr, ssim
@@ -84,9 +85,53 @@ def test_text_to_image_from_the_command_line_to_equal_images(
         again = sample(opened, judged, seed=1 << 20, steps=2, guidance=None)
     other = sample(open_pipeline(str(text_pipeline)), judged, seed=1 << 20, steps=2, guidance=None)
     assert psnr(again, other).mean() == pytest.approx(report["metrics"][0]["quantized"])
+    assert len(report["step_sqnr"]) == 2
+    assert all(10 < value < 60 for _, value in report["step_sqnr"])
     pipe: Any = DiffusionPipeline.from_pretrained(out, vae=None, text_encoder=None, tokenizer=None)
     with weights_held(pipe.unet):
         assert torch.equal(sample(pipe, judged, seed=1 << 20, steps=2, guidance=None), again)
+
+
+def test_pipelines_beside_each_other(text_pipeline: Path, tmp_path: Path) -> None:
+    settings = ("--samples", "2", "--steps", "2", "--evaluate", "4", "--set", "rounding=nearest")
+    for bits in ("8", "3"):
+        out = tmp_path / bits
+        ask = ("quantize", text_pipeline, "--out", out, *settings, "--set", f"weight_bits={bits}")
+        assert minifloat(*ask) == 0
+    (tmp_path / "real").mkdir()
+    for i in range(6):
+        Image.new("RGB", (9, 7), (40 * i, 0, 0)).save(tmp_path / "real" / f"{i}.png")
+    where = ("--against", text_pipeline, "--out", tmp_path / "both", "--steps", "2")
+    eyes = ("--features", "zoo:vlm", "--real", tmp_path / "real", "--images", "4")
+    assert minifloat("evaluate", tmp_path / "8", tmp_path / "3", *where, *eyes) == 0
+    report = json.loads((tmp_path / "both" / "compare.json").read_text())
+    fine, coarse = report["models"]
+    own = json.loads((tmp_path / "8" / "report.json").read_text())
+    assert fine["metrics"][0] == own["metrics"][0]
+    assert fine["step_sqnr"] == own["step_sqnr"]
+    values = [{row["name"]: row["quantized"] for row in m["metrics"]} for m in (fine, coarse)]
+    assert values[0]["PSNR to full precision, dB"] > values[1]["PSNR to full precision, dB"]
+    assert values[0]["perceptual distance"] < values[1]["perceptual distance"]
+    assert "precision to real pictures" in values[0]
+    with Image.open(tmp_path / "both" / report["pictures"][0]["file"]) as strip:
+        assert strip.size == (3 * 8, 8)
+    page = (tmp_path / "both" / "compare.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert page.count('class="line') == 2
+
+
+def test_only_pipelines_and_real_pictures_are_compared(
+    text_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--against", text_pipeline, "--out", tmp_path / "out")
+    assert minifloat("evaluate", tmp_path, *where) == 2
+    assert "is no pipeline of diffusers" in capsys.readouterr().err
+    eyes = ("--features", "zoo:vlm", "--real", tmp_path, "--images", "1", "--steps", "1")
+    assert minifloat("evaluate", text_pipeline, *where, *eyes) == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    assert minifloat("evaluate", text_pipeline, *where, *eyes) == 2
+    assert "cannot read the picture" in capsys.readouterr().err
 
 
 def test_a_pipeline_without_words(tmp_path: Path) -> None:
@@ -144,7 +189,8 @@ def test_measures_of_images() -> None:
     assert (ssim(images, images) > 0.999).all()
     assert (ssim(noisy, images) < ssim(images, images)).all()
     rows = {row["name"]: row for row in compare_images(images, noisy)}
-    assert rows["PSNR to full precision, dB"]["quantized_error"] > 0
+    low, high = rows["PSNR to full precision, dB"]["quantized_interval"]
+    assert low < rows["PSNR to full precision, dB"]["quantized"] < high
     assert not collapsed(images, noisy)
     assert collapsed(images, images.roll(1, 0))
     assert collapsed(images, images * float("nan"))

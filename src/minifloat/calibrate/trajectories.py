@@ -31,9 +31,9 @@ def record(
     calls: list[dict[str, Any]] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # The sampler may overwrite its tensors in place.
         own = signature.bind(*args, **kwargs).arguments
-        calls.append(tree_map_only(Tensor, Tensor.clone, dict(own)))
+        before = calls[-1] if calls else {}
+        calls.append({name: _kept(value, before.get(name)) for name, value in own.items()})
 
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -45,3 +45,14 @@ def record(
     generator = torch.Generator().manual_seed(seed)
     places = (torch.arange(limit) + torch.rand(limit, generator=generator)) * len(calls) / limit
     return [calls[int(place)] for place in places]
+
+
+def _kept(value: Any, before: Any) -> Any:
+    """A copy, for the sampler may overwrite its tensors; prompts are held once, not once a step."""
+    if isinstance(value, Tensor) and isinstance(before, Tensor) and _same(value, before):
+        return before
+    return tree_map_only(Tensor, Tensor.clone, value)
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)

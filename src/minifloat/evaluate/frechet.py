@@ -6,18 +6,10 @@ may be compared only at one n; and a difference of a quantized and a full-precis
 same prompts and noise is resampled in pairs, since both share most of their chance.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class Change(NamedTuple):
-    """A difference of distances with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+from minifloat.evaluate.bootstrap import RESAMPLES, Interval, bootstrap
 
 
 def frechet(features: Tensor, references: Tensor) -> float:
@@ -34,23 +26,31 @@ def frechet(features: Tensor, references: Tensor) -> float:
 
 
 def frechet_change(
-    features: Tensor, before: Tensor, references: Tensor, *, resamples: int = 500, seed: int = 0
-) -> Change:
+    features: Tensor,
+    before: Tensor,
+    references: Tensor,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
     """How much farther from `references` features [n, d] lie than `before`, row by row their pairs.
 
-    The interval holds the middle 95 % of `resamples` draws of rows; one that covers zero says that these
-    images cannot tell the two models apart.
+    An interval that covers zero says that these images cannot tell the two models apart.
     """
 
     def change(rows: Tensor) -> float:
         return frechet(features[rows], references) - frechet(before[rows], references)
 
-    generator = torch.Generator().manual_seed(seed)
-    count = len(features)
-    draws = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
-    found = torch.tensor([change(rows) for rows in draws], dtype=torch.float64)
-    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Change(change(torch.arange(count)), low, high)
+    return bootstrap(change, len(features), resamples=resamples, seed=seed)
+
+
+def spatial(maps: Tensor, channels: int = 8) -> Tensor:
+    """Features [n, d] that know where things are: first channels of maps [n, c, positions], laid out.
+
+    Their Frechet distance is the spatial one of Nash et al. 2021 (arXiv 2103.03841), through another
+    network; it sees a picture torn apart, which pooled features do not.
+    """
+    return maps[:, :channels].flatten(1)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,18 @@
 """Diffusion pipelines: the sampler's own trajectories calibrate, images of the same noise judge."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from minifloat.calibrate.trajectories import record
 from minifloat.evaluate.images import collapsed, compare_images
+from minifloat.evaluate.steps import Trajectory, follow
 from minifloat.export.native import save
 from minifloat.jobs.job import Job, Task
 from minifloat.jobs.memory import budget
@@ -22,6 +24,7 @@ from minifloat.models.adapter import Adapter
 from minifloat.models.lazy import Lazy
 from minifloat.models.lazy_denoiser import open_lazily
 from minifloat.models.pipeline import (
+    BATCH,
     denoiser,
     denoiser_class,
     open_pipeline,
@@ -29,7 +32,7 @@ from minifloat.models.pipeline import (
     sample,
     save_others,
 )
-from minifloat.models.prompts import Prompts, read_prompts
+from minifloat.models.prompts import Prompts, packaged, read_prompts
 from minifloat.pictures import write_strips
 from minifloat.plan import Plan
 from minifloat.shards import stored_bytes
@@ -53,7 +56,9 @@ def run_images(task: Task) -> dict[str, Any]:
         with lazy.coming_and_going() if lazy else nullcontext():
             return _images(job, pipe, prompts, seed)
 
-    expected = images(judged, JUDGED) if evaluated else None
+    expected = trajectory = None
+    if evaluated:
+        expected, trajectory = judged_images(network, judged, images)
     started = time.perf_counter()
     batches = record(network, lambda: images(asked, 1000 * job.seed), limit=calls, seed=job.seed)
     batches = list(team.share(batches))
@@ -85,16 +90,27 @@ def run_images(task: Task) -> dict[str, Any]:
     done = Plan.from_json(report["plan"])
     report["size"]["after"] = save(network, done, folder / name, elsewhere)
     save_others(pipe, name, folder)
-    if expected is not None:
+    if expected is not None and trajectory is not None:
         started = time.perf_counter()
         if lazy is not None:  # whose blocks are on disk alone by now
             pipe = open_pipeline(str(folder))
         with weights_held(network) if lazy is None else nullcontext():
             found = _images(job, pipe, judged, JUDGED)
+            report["step_sqnr"] = trajectory.sqnr(denoiser(pipe)[1])
         report["seconds"]["evaluate"] = time.perf_counter() - started
         report["metrics"] = _judged(expected, found)
         report["pictures"] = write_strips(expected, found, judged.captions, folder)
     return report
+
+
+def judged_images(
+    network: nn.Module, judged: Prompts, images: Callable[[Prompts, int], Tensor]
+) -> tuple[Tensor, Trajectory]:
+    """Full precision's images of the judged prompts, and what the first few asked of the denoiser."""
+    some = min(BATCH, len(judged))
+    first, trajectory = follow(network, lambda: images(judged.rows(0, some), JUDGED))
+    rest = [images(judged.rows(some, len(judged)), JUDGED + some)] if len(judged) > some else []
+    return torch.cat([first, *rest]), trajectory
 
 
 def _judged(expected: Tensor, found: Tensor) -> list[dict[str, Any]]:
@@ -134,10 +150,6 @@ def _requests(job: Job, pipe: Any, count: int, evaluated: int) -> tuple[Prompts,
         first = read_prompts(own / "prompts.safetensors")
         second = read_prompts(own / "heldout.safetensors").spread(evaluated)
         return requests(pipe, first, count, 0), requests(pipe, second, evaluated, JUDGED)
-    if job.data is not None:
-        prompts = read_prompts(job.data)
-    else:
-        with resources.as_file(resources.files("minifloat") / "data" / "prompts.txt") as path:
-            prompts = read_prompts(path)
+    prompts = packaged() if job.data is None else read_prompts(job.data)
     total = requests(pipe, prompts, count + evaluated, 0)
     return total.rows(0, count), total.rows(count, count + evaluated)

@@ -90,7 +90,7 @@ def _forget_gguf(model: Any) -> None:
         del model.quantization_method
 
 
-def _locate(source: str) -> tuple[str, dict[str, Any], bool]:
+def locate(source: str) -> tuple[str, dict[str, Any], bool]:
     """Where transformers shall look, its extra arguments, and whether that is the hub."""
     if not source:
         raise UserError("name a model: a folder, a hub name or a .gguf file")
@@ -138,7 +138,7 @@ def load_model(
     a downloaded model is data. `dtype="auto"` keeps the stored type (GGUF: float32).
     """
     kind = _dtype(dtype)
-    where, extra, is_hub = _locate(source)
+    where, extra, is_hub = locate(source)
     _check_device(device)
     try:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -17,6 +17,7 @@ from minifloat.errors import UserError
 from minifloat.models.prompts import Prompts
 
 INDEX = "model_index.json"
+BATCH = 4  # images at once
 _DENOISERS = ("transformer", "unet")
 
 
@@ -118,7 +119,13 @@ def _first(pipe: Any, prompts: Prompts | None, count: int) -> Prompts:
 
 @torch.no_grad()
 def sample(
-    pipe: Any, prompts: Prompts, *, seed: int, steps: int, guidance: float | None, batch: int = 4
+    pipe: Any,
+    prompts: Prompts,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float | None,
+    batch: int = BATCH,
 ) -> Tensor:
     """Images [n, channels, height, width] in 0..1, of each row of `prompts`.
 

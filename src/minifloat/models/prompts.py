@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def read_prompts(path: Path) -> Prompts:
     metadata is a JSON list of words to show.
     """
     return _embeddings(path) if path.suffix == ".safetensors" else _words(path)
+
+
+def packaged() -> Prompts:
+    """The prompts that come with minifloat."""
+    with resources.as_file(resources.files("minifloat") / "data" / "prompts.txt") as path:
+        return read_prompts(path)
 
 
 def _words(path: Path) -> Prompts:
