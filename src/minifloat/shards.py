@@ -9,7 +9,7 @@ Tensors are written largest dtype first and then by name: aligned, and the same 
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -131,6 +131,52 @@ class Columns:
     def read(self) -> Tensor:
         """The span, in memory of its own."""
         return self.entry.read()[:, self.start : self.start + self.size].clone()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One entry of a stored tensor's first dimension, such as an expert's part of a fused parameter."""
+
+    entry: Entry
+    index: int
+    transposed: bool = False  # of a matrix, before it is handed out
+
+    @property
+    def file(self) -> Path:
+        return self.entry.file
+
+    @property
+    def bytes(self) -> int:
+        return self.entry.bytes // self.entry.shape[0]
+
+    def read(self) -> Tensor:
+        """The slice, in memory of its own; no other is read."""
+        start = self.entry.start + self.index * self.bytes
+        found = replace(self.entry, start=start, shape=self.entry.shape[1:]).read()
+        return found.T.contiguous() if self.transposed else found
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Stored tensors one below the other as one of another shape."""
+
+    entries: tuple[Entry, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def file(self) -> Path:
+        return self.entries[0].file
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries)
+
+    def read(self) -> Tensor:
+        """The whole, in memory of its own."""
+        return torch.cat([entry.read() for entry in self.entries]).view(self.shape)
+
+
+Place = Entry | Columns | Slice | Joined  # where a tensor of a model comes from
 
 
 def write(

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minifloat.export.native_folder import open_native
+from minifloat.jobs import text as jobs_text
 from minifloat.layers import QLinear
 from minifloat.models.experts import ExpertLayers, fused_experts
 from minifloat.models.load import load_model
@@ -59,6 +61,30 @@ def test_experts_that_no_token_reached_fail_the_run(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     unseen = [row for row in report["ledger"] if row["reason"].startswith("0 tokens reached")]
     assert len(unseen) == 8
+
+
+@pytest.mark.parametrize(
+    ("family", "kept"), [("Mixtral", ""), ("Qwen3Moe", "*.layers.1.*"), ("GptOss", "")]
+)
+def test_block_by_block_gives_the_same_bytes(
+    family: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's names, of which a kept block's experts stay fused, and from fused parameters."""
+    source = language(tmp_path / family, family)
+    plan = {"rules": [[kept, None]] * bool(kept) + [["*", {"weight": "int8-channel"}]]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    data = ("--data", text(tmp_path / "text.txt"), "--plan", tmp_path / "plan.json")
+    found = []
+    for name in ("whole", "lazy"):
+        out = tmp_path / name
+        assert minifloat("quantize", source, "--out", out, *data, *MANY, *NEAREST) == 0
+        found.append(load_file(out / "model.safetensors"))
+        monkeypatch.setattr(jobs_text, "_is_too_large", lambda job: True)
+    whole, lazy = found
+    assert any(".experts.layers." in name for name in whole)
+    assert any(name.endswith("experts.down_proj") for name in whole) == bool(kept)
+    assert whole.keys() == lazy.keys()
+    assert all(torch.equal(whole[name], lazy[name]) for name in whole)
 
 
 def test_a_plan_that_keeps_experts_leaves_them_fused(mixture: Path, tmp_path: Path) -> None:

@@ -1,11 +1,7 @@
 """Experts under the hub's names, as engines read them: a layer for every expert and projection.
 
-transformers 5 holds a block's experts in one parameter [experts, out, in], and we as layers `up` (the
-gate's rows before its own) and `down`. On the hub, and so for vLLM, SGLang and transformers' own
-readers, gate, up and down of every expert are tensors of their own. Opened experts are cut into those,
-and so are fused ones in full precision; values and scales stay as they are.
-
-Source: transformers 5.23 (`conversion_mapping.py`), which turns these names into its own.
+vLLM, SGLang and transformers' own readers want the names of `models/hub_experts.py`. Opened experts are
+cut into those, and so are fused ones in full precision; values and scales stay as they are.
 """
 
 import re
@@ -18,19 +14,11 @@ from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Shape
 from minifloat.export.native_folder import NativeFolder
 from minifloat.models.experts import is_opened
+from minifloat.models.hub_experts import FAMILIES, hub_name
 from minifloat.qtensor import QTensor
 from minifloat.scales import Scale
 from minifloat.shards import DTYPES, Entry
 
-_PROJ = ("gate_proj", "up_proj", "down_proj")
-# By model type: the hub's names of gate, up and down, and what its blocks are called for ours.
-_FAMILIES: dict[str, tuple[tuple[str, str, str], tuple[str, str]]] = {
-    "mixtral": (("w1", "w3", "w2"), (".mlp.", ".block_sparse_moe.")),
-    **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "jamba"),
-        (_PROJ, ("", "")),
-    ),
-}
 _OPENED = re.compile(r"(.+\.experts)\.layers\.(\d+)\.(up|down)")
 _FUSED = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)")
 
@@ -86,11 +74,11 @@ def under_hub_names(folder: NativeFolder) -> NativeFolder:
         UserError: opened experts of a family whose names are not known here, or with biases.
     """
     kind = str(folder.config.get("model_type"))
-    if kind not in _FAMILIES:
+    if kind not in FAMILIES:
         if opened := next((name for name in folder.specs if is_opened(name)), None):
             raise UserError(
                 f"the hub's names of {kind}'s experts are not known here, which {opened} needs; known: "
-                f"{', '.join(_FAMILIES)}"
+                f"{', '.join(FAMILIES)}"
             )
         return folder
     rows: dict[str, Rows] = {}
@@ -107,12 +95,12 @@ def under_hub_names(folder: NativeFolder) -> NativeFolder:
 
 def _parts(name: str, size: int, kind: str) -> Iterator[tuple[str, Rows]]:
     """The hub's layers that a packed layer of `size` rows becomes."""
-    names, _ = _FAMILIES[kind]
+    names, _ = FAMILIES[kind]
     match = _OPENED.fullmatch(name)
     if match is None:
-        yield _block(name, kind), Rows(name, 0, size)
+        yield hub_name(name, kind), Rows(name, 0, size)
         return
-    block = f"{_block(match[1], kind)}.{match[2]}"
+    block = f"{hub_name(match[1], kind)}.{match[2]}"
     if match[3] == "down":
         yield f"{block}.{names[2]}", Rows(name, 0, size)
     else:
@@ -122,7 +110,7 @@ def _parts(name: str, size: int, kind: str) -> Iterator[tuple[str, Rows]]:
 
 def _kept(name: str, entry: Entry, kind: str) -> Iterator[tuple[str, Entry]]:
     """The hub's tensors that a tensor in full precision becomes; slices lie in one piece in the file."""
-    names, match = _FAMILIES[kind][0], _FUSED.fullmatch(name)
+    names, match = FAMILIES[kind][0], _FUSED.fullmatch(name)
     if _OPENED.match(name):
         if name.endswith(".bias"):
             raise UserError(f"{name} is an expert's bias, for which readers have no place")
@@ -130,7 +118,7 @@ def _kept(name: str, entry: Entry, kind: str) -> Iterator[tuple[str, Entry]]:
             yield f"{part}.weight", _slice(entry, rows.first, rows.last)
         return
     if match is None:
-        yield _block(name, kind), entry
+        yield hub_name(name, kind), entry
         return
     experts, size, width = entry.shape
     halves = names[2:] if match[2] == "down_proj" else names[:2]
@@ -139,13 +127,8 @@ def _kept(name: str, entry: Entry, kind: str) -> Iterator[tuple[str, Entry]]:
     for i in range(experts):
         for j, half in enumerate(halves):
             first = i * size + j * step
-            block = f"{_block(match[1], kind)}.{i}.{half}.weight"
+            block = f"{hub_name(match[1], kind)}.{i}.{half}.weight"
             yield block, _slice(rows_of, first, first + step)
-
-
-def _block(name: str, kind: str) -> str:
-    ours, theirs = _FAMILIES[kind][1]
-    return name.replace(ours, theirs) if ours else name
 
 
 def _slice(entry: Entry, first: int, last: int) -> Entry:

@@ -35,9 +35,7 @@ _TOGETHER = 8  # the same where every batch reads the whole model from disk
 def run_text(task: Task) -> dict[str, Any]:
     """Quantize, save into the task's folder and judge; returns the report."""
     job, team = task.job, task.team
-    model, tokenizer, lazy = _load(job)
-    if lazy is None:
-        open_planned(model, task.plan)
+    model, tokenizer, lazy = _load(task)
     if is_pairs(job.data):
         companion = load_processor(job.model)
         material = from_pairs(task, model, companion)
@@ -87,17 +85,24 @@ def _auto_companion(companion: Any) -> str:
     return "AutoProcessor" if hasattr(companion, "image_processor") else "AutoTokenizer"
 
 
-def _load(job: Job) -> tuple[Any, Any, Lazy | None]:
-    """The model, whole where memory is not limited or is enough for two copies and the work."""
+def _load(task: Task) -> tuple[Any, Any, Lazy | None]:
+    """The model with experts opened where the plan asks; by blocks where memory does not hold it."""
+    if _is_too_large(task.job):
+        return _load_lazily(task.job, task.plan)
+    model, tokenizer = load_model(task.job.model, device=task.job.device)
+    open_planned(model, task.plan)
+    return model, tokenizer, None
+
+
+def _is_too_large(job: Job) -> bool:
+    """Whether memory is limited and not enough for two copies and the work."""
     if job.memory is None or not Path(job.model).is_dir():
-        return *load_model(job.model, device=job.device), None
-    if resident() + 4 * stored_bytes(Path(job.model)) < job.memory:
-        return *load_model(job.model, device=job.device), None
-    return _load_lazily(job)
+        return False
+    return resident() + 4 * stored_bytes(Path(job.model)) >= job.memory
 
 
-def _load_lazily(job: Job) -> tuple[Any, Any, Lazy]:
-    return load_lazily(job.model, adapter_for if is_pairs(job.data) else text_adapter)
+def _load_lazily(job: Job, plan: Plan | None = None) -> tuple[Any, Any, Lazy]:
+    return load_lazily(job.model, adapter_for if is_pairs(job.data) else text_adapter, plan)
 
 
 def _judge(reference: Any, model: Any, judge: Judge) -> list[dict[str, Any]]:

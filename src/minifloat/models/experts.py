@@ -24,7 +24,7 @@ class ExpertLayers(nn.Module):
 
     def __init__(self, experts: Any) -> None:
         super().__init__()
-        self.fused = _fused(experts)
+        self.fused, self.transposed = _fused(experts), bool(experts.is_transposed)
         self.layers = nn.ModuleList(_expert(experts, i) for i in range(len(experts.down_proj)))
         for name in [name for name, _ in experts.named_parameters(recurse=False)]:
             delattr(experts, name)

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from minifloat.errors import UserError
 from minifloat.models.adapter import Adapter
 from minifloat.models.classes import auto_class
+from minifloat.models.experts import open_planned
 from minifloat.models.families import adapter_for
-from minifloat.shards import Columns, Entry, entries
+from minifloat.models.hub_experts import own_places
+from minifloat.plan import Plan
+from minifloat.shards import Place, entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +40,7 @@ class Lazy:
         self,
         model: nn.Module,
         blocks: Mapping[str, nn.Module],
-        found: Mapping[str, Entry | Columns],
+        found: Mapping[str, Place],
     ) -> None:
         self._model, self._blocks, self._found = model, blocks, found
         missing = [name for name in _own(model) if name not in found]
@@ -120,9 +123,13 @@ def _replace(owner: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def load_lazily(
-    source: str, adapter_of: Callable[[nn.Module], Adapter] = adapter_for
+    source: str,
+    adapter_of: Callable[[nn.Module], Adapter] = adapter_for,
+    plan: Plan | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Lazy]":
     """The model of a local folder, without the weights of its adapter's blocks; its tokenizer.
+
+    Fused experts of which a plan quantizes a layer are opened.
 
     Raises:
         UserError: no folder with safetensors, or names that are not the model's.
@@ -140,5 +147,7 @@ def load_lazily(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot load the model in {source!r} ({error})") from error
     model.tie_weights()
-    blocks = adapter_of(model).blocks(model)
-    return model.eval(), tokenizer, Lazy(model, blocks, found)
+    if plan is not None:
+        open_planned(model, plan)
+    places = own_places(model, found, config.model_type)
+    return model.eval(), tokenizer, Lazy(model, adapter_of(model).blocks(model), places)

@@ -12,7 +12,7 @@ from minifloat.models.families import adapt
 from minifloat.models.lazy import Lazy
 from minifloat.models.pipeline import denoiser_class, open_pipeline
 from minifloat.models.split import SplitLayer
-from minifloat.shards import Columns, Entry, entries
+from minifloat.shards import Columns, Entry, Place, entries
 
 # Their own forward reaches into a block that it has called before.
 _REACHING_IN = ("DiTTransformer2DModel",)
@@ -43,7 +43,7 @@ def load_denoiser_lazily(folder: Path, cls: Any) -> tuple[nn.Module, Adapter, La
             network = cls.from_config(cls.load_config(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot load the {cls.__name__} in {folder} ({error})") from error
-    found: dict[str, Entry | Columns] = {**entries(folder)}
+    found: dict[str, Place] = {**entries(folder)}
     adapter = adapt(network)
     for layer, module in network.named_modules():
         if isinstance(module, SplitLayer):
@@ -59,12 +59,10 @@ def open_lazily(source: str) -> tuple[Any, Adapter, Lazy]:
     return open_pipeline(source, ready={name: network}), adapter, lazy
 
 
-def _spans(
-    found: Mapping[str, Entry | Columns], layer: str, sizes: list[int]
-) -> dict[str, Entry | Columns]:
+def _spans(found: Mapping[str, Place], layer: str, sizes: list[int]) -> dict[str, Place]:
     """Where the tensors of a split layer lie: its columns, and the bias with the first of them."""
     weight, bias = found.get(f"{layer}.weight"), found.get(f"{layer}.bias")
-    spans: dict[str, Entry | Columns] = {} if bias is None else {f"{layer}.parts.0.bias": bias}
+    spans: dict[str, Place] = {} if bias is None else {f"{layer}.parts.0.bias": bias}
     if isinstance(weight, Entry):
         for i, size in enumerate(sizes):
             spans[f"{layer}.parts.{i}.weight"] = Columns(weight, sum(sizes[:i]), size)
