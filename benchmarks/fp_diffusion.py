@@ -49,6 +49,7 @@ ARMS: dict[str, dict[str, str]] = {
     "FP8/FP8 signed only": FP8 | {"unsigned": "false"},
     "INT8/INT8 signed only": FP8 | INT | {"unsigned": "false"},
     "FP8/FP8 unsearched clip": FP8 | {"search": "false"},
+    "FP8/FP8 E4M3, unsearched clip": FP8 | {"search": "false", "formats": "e4m3"},
 }
 SIGMAS = (20.0, 40.0, 80.0)  # between which terrain's sampler works
 JUDGED = (1, 2)  # seeds of the noise, four difficulties each

@@ -27,6 +27,27 @@ def candidates(family: str, bits: int, *, signed: bool = True) -> list[Format]:
     ]
 
 
+def every_input(family: str, bits: int, unsigned: bool) -> list[Format]:
+    """Candidates for activations, with unsigned formats after the signed ones if wanted."""
+    return candidates(family, bits) + (candidates(family, bits, signed=False) if unsigned else [])
+
+
+def by_width(names: str, *widths: int) -> list[list[Format]]:
+    """The formats of a list such as "e4m3, e2m1", for each width those that have it.
+
+    Raises:
+        UserError: a format of none of the widths, or an unknown name.
+    """
+    listed = [Format.parse(name.strip()) for name in names.split(",") if name.strip()]
+    for fmt in listed:
+        if fmt.bits not in widths:
+            raise UserError(
+                f"formats={names}: {fmt.name} has {fmt.bits} bits, but "
+                f"{' and '.join(map(str, widths))} are asked for"
+            )
+    return [[fmt for fmt in listed if fmt.bits == width] for width in widths]
+
+
 def rounder(name: str, **settings: Any) -> Pass:
     """The pass that rounds weights, by name, with the settings of learned rounding."""
     rounders: dict[str, Pass] = {

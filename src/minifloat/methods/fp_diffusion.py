@@ -9,9 +9,9 @@ Here the candidates are all splits of the bits, and unsigned ones for activation
 free to leave (`unsigned`): after a SiLU half of the codes of a signed format lie idle.
 """
 
-from minifloat import formats
+from minifloat.formats import FP16, FP32
 from minifloat.method import Method
-from minifloat.methods.choices import candidates, rounder
+from minifloat.methods.choices import by_width, candidates, every_input, rounder
 from minifloat.passes.assign import collect
 from minifloat.passes.formats import search_inputs, search_weights
 from minifloat.plan import Plan
@@ -26,6 +26,7 @@ def fp_diffusion(
     group_size: int = 0,
     rounding: str = "learned",
     unsigned: bool = True,
+    formats: str = "",
     search: bool = True,
     objective: str = "output",
     start: str = "gptq",
@@ -44,6 +45,8 @@ def fp_diffusion(
         group_size: weights that share a scale; 0 for one scale a tensor, -1 for one a row.
         rounding: learned, nearest or gptq.
         unsigned: let activations choose unsigned formats.
+        formats: names to choose from in place of all of the family, such as "e4m3, e2m1"; each is for
+            the weights or the activations of its width.
         search: search clip values (111 factors of the maximum); otherwise clip at the maximum.
         objective: of the searches: output (a layer's) or tensor.
         start: of learned rounding: gptq, or nearest as published.
@@ -54,7 +57,8 @@ def fp_diffusion(
         overlap: blocks of a window that the next one learns anew (CBQ has 1 of 2).
     """
     tile = (-1, -1) if group_size == 0 else (1, group_size)
-    weights = candidates(family, weight_bits)
+    own_weights, own_inputs = by_width(formats, weight_bits, activation_bits)
+    weights = own_weights or candidates(family, weight_bits)
     grid = FULL_GRID if search else (1.0,)
     passes = [
         collect(),
@@ -63,11 +67,9 @@ def fp_diffusion(
     ]
     x = None
     if activation_bits != 16:
-        inputs = candidates(family, activation_bits)
-        if unsigned:
-            inputs += candidates(family, activation_bits, signed=False)
-        x = QuantSpec(inputs[0], (-1, -1), formats.FP32)
+        inputs = own_inputs or every_input(family, activation_bits, unsigned)
+        x = QuantSpec(inputs[0], (-1, -1), FP32)
         passes.append(search_inputs(inputs, grid, objective=objective))
-    w = QuantSpec(weights[0], tile, formats.FP32 if group_size == 0 else formats.FP16)
+    w = QuantSpec(weights[0], tile, FP32 if group_size == 0 else FP16)
     plan = Plan((("*", LayerSpec(weight=w, input=x)),))
     return Method("fp-diffusion", "arXiv 2408.06995", plan, tuple(passes), window, overlap)
