@@ -14,5 +14,6 @@ lint:
 types:
 	mypy
 
+# A process a core, each of one thread: the layers are small, and threads of two processes would wait for each other.
 test:
-	python -m pytest --cov=minifloat --cov-fail-under=90 --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --cov=minifloat --cov-fail-under=90 --cov-report=term:skip-covered
