@@ -15,6 +15,7 @@ PLAIN = A16 | {"start": "nearest"}  # AdaRound as published
 INT = {"family": "int"}
 STATIC = {"online": "false"}
 PUBLISHED = {"formats": "published", "search": "false"}
+E2M1 = {"formats": "e2m1", "search": "false"}
 SIGMA = {"formats": "published-sigma", "search": "false"}
 LITERAL = PUBLISHED | {"start": "nearest", "scale_aware": "true", "lr": "1e-4", "steps": "2500"}
 ARMS: dict[str, dict[str, str]] = {
@@ -31,6 +32,8 @@ ARMS: dict[str, dict[str, str]] = {
     "W4 learned, windows of 3": A16 | {"window": "3"},
     "W4 published formats, nearest": A16 | PUBLISHED | NEAREST,
     "W4 Sigma's formats, nearest": A16 | SIGMA | NEAREST,
+    "W4 E2M1 everywhere, nearest": A16 | NEAREST | E2M1,
+    "W4 E2M1 everywhere, GPTQ": A16 | GPTQ | E2M1,
     "W4 searched formats, unsearched clip, nearest": A16 | NEAREST | {"search": "false"},
     "W4 published formats, GPTQ": A16 | PUBLISHED | GPTQ,
     "W4 Sigma's formats, GPTQ": A16 | SIGMA | GPTQ,

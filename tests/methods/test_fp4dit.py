@@ -232,6 +232,13 @@ def test_published_formats_go_by_the_roles_of_layers(trained: nn.Module) -> None
     assert {row["input"] for row in report["ledger"]} == {None, "e2m3 1xall fp32 dynamic"}
 
 
+def test_formats_by_name_are_all_there_is_to_choose_from(trained: nn.Module) -> None:
+    _, report = quantized(trained, formats="e2m1, e3m2", rounding="nearest")
+    done = [row for row in report["ledger"] if row["status"] == "quantized"]
+    assert {row["weight"].split()[0] for row in done} == {"e2m1"}
+    assert {row["input"].split()[0] for row in done} == {"e3m2"}
+
+
 def test_choices_are_recorded_layer_by_layer(trained: nn.Module) -> None:
     model, report = quantized(trained, rounding="nearest")
     plan = Plan.from_json(report["plan"])

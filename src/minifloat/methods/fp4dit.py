@@ -15,7 +15,7 @@ Calibration follows the sampler's real time steps; the authors' scripts see only
 from minifloat.errors import UserError, unknown
 from minifloat.formats import E1M2, E2M1, E2M3, E3M0, E3M4, FP16, FP32, Format
 from minifloat.method import Method
-from minifloat.methods.choices import candidates, rounder
+from minifloat.methods.choices import by_width, candidates, rounder
 from minifloat.passes.assign import assign_scales, collect
 from minifloat.passes.formats import choose_online_formats, search_inputs, search_weights
 from minifloat.plan import Plan
@@ -23,6 +23,7 @@ from minifloat.scales import FULL_GRID
 from minifloat.spec import LayerSpec, QuantSpec
 
 BEFORE_GELU = "*.net.0.proj"  # the first layer of a feed-forward of diffusers
+_PUBLISHED = {"published": E2M1, "published-sigma": E1M2}  # but for the layer before a GELU
 QUERIES_KEYS_VALUES = "*.to_[qkv]"
 
 
@@ -47,8 +48,9 @@ def fp4dit(
     """Searched formats, groups, learned rounding, activations scaled by token.
 
     Args:
-        formats: searched; published (E3M0 before a GELU and E2M1, inputs in E2M3 or E3M4), or
-            published-sigma (E1M2 in the place of E2M1, as for PixArt-Sigma).
+        formats: searched; published (E3M0 before a GELU and E2M1, inputs in E2M3 or E3M4);
+            published-sigma (E1M2 in the place of E2M1, as for PixArt-Sigma); or names to choose
+            from, such as "e2m1, e2m3".
         weight_bits: 2 to 8; the published formats have 4.
         activation_bits: 2 to 8, or 16 to leave activations alone; the published ones have 6 or 8.
         family: fp, or int for the integer baseline.
@@ -67,8 +69,8 @@ def fp4dit(
     """
     others, before_gelu, inputs = _formats(formats, family, weight_bits, activation_bits)
     grid = FULL_GRID if search else (1.0,)
-    searched = formats == "searched"
-    scales = search_weights(others, grid) if searched else assign_scales(search=search, grid=grid)
+    by_role = formats in _PUBLISHED
+    scales = assign_scales(search=search, grid=grid) if by_role else search_weights(others, grid)
     learning = {"steps": steps, "lr": lr, "start": start, "mixed": mixed}
     passes = [collect(), scales, rounder(rounding, scale_aware=scale_aware, **learning)]
     x = None
@@ -83,19 +85,21 @@ def _formats(
     name: str, family: str, weight_bits: int, activation_bits: int
 ) -> tuple[list[Format], Format | None, list[Format]]:
     """Candidates for weights, the format before a GELU if it has one, candidates for inputs."""
-    if name == "searched":
-        inputs = [] if activation_bits == 16 else candidates(family, activation_bits)
-        return candidates(family, weight_bits), None, inputs
-    weights = {"published": E2M1, "published-sigma": E1M2}
-    if name not in weights:
-        raise unknown("formats", name, ("searched", *weights))
+    if name == "searched" or any(map(str.isdigit, name)):
+        names = "" if name == "searched" else name
+        weights, inputs = by_width(names, weight_bits, activation_bits)
+        if activation_bits != 16:
+            inputs = inputs or candidates(family, activation_bits)
+        return weights or candidates(family, weight_bits), None, inputs
+    if name not in _PUBLISHED:
+        raise unknown("formats", name, ("searched", *_PUBLISHED))
     published = {6: [E2M3], 8: [E3M4], 16: []}
     if weight_bits != 4 or activation_bits not in published or family != "fp":
         raise UserError(
             "the published formats are FP4 weights with FP6 or FP8 activations (or 16 bits, to "
             "leave them alone); use formats=searched for others"
         )
-    return [weights[name]], E3M0, published[activation_bits]
+    return [_PUBLISHED[name]], E3M0, published[activation_bits]
 
 
 def _plan(
