@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from minifloat.errors import UserError
-from minifloat.models.load import locate
+from minifloat.models.load import locate, quiet
 from minifloat.models.zoo import resolve
 
 _DEPTHS = 4  # maps that are kept, at equal distances
@@ -36,8 +36,10 @@ class Eyes:
             raise UserError("features need transformers; pip install 'minifloat[hf]'") from error
         where, extra, _ = locate(resolve(source))
         try:
-            self.model: Any = AutoModel.from_pretrained(where, dtype=torch.float32, **extra).eval()
-            self.processor: Any = AutoImageProcessor.from_pretrained(where)
+            with quiet():  # a tower alone leaves the rest of a larger model's weights over
+                model = AutoModel.from_pretrained(where, dtype=torch.float32, **extra)
+                self.model: Any = model.eval()
+                self.processor: Any = AutoImageProcessor.from_pretrained(where)
         except (
             Exception
         ) as error:  # transformers has errors of its own for whatever a file may hold

@@ -116,6 +116,20 @@ def locate(source: str) -> tuple[str, dict[str, Any], bool]:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' warnings and bars, where what they say is no news."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with _no_progress_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Without transformers' bars: errors of ours are one line, and loading takes seconds."""
     from transformers.utils import logging
