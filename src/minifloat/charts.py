@@ -43,6 +43,7 @@ svg .legend{fill:var(--ink);font-size:13px}.dot{stroke:var(--bg);stroke-width:1}
 gap:20px 28px}figure{margin:0}figcaption{font-size:12px;color:var(--dim);overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;direction:ltr}.hist{display:block;width:100%}
 .strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:18px 24px}
+.small table{font-size:13px}.small td{white-space:pre;overflow-wrap:normal}
 .gallery figure{margin-top:10px}.names{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;
 font-size:13px;font-weight:500;position:sticky;top:0;background:var(--bg);padding:6px 0}
 .strip{display:block;width:100%;image-rendering:pixelated;border-radius:4px}

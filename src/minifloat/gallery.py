@@ -21,12 +21,12 @@ def write_gallery(report: dict[str, Any], folder: Path) -> Path:
     return page
 
 
-def rows(report: dict[str, Any]) -> list[list[str]]:
+def rows(report: dict[str, Any], *, intervals: bool) -> list[list[str]]:
     """The table of a comparison: a metric a row; full precision first, then a column a model."""
     models = report["models"]
     metrics = {m["name"]: m.get("full_precision") for model in models for m in model["metrics"]}
     found = [
-        [name, _NONE if before is None else f"{before:.4g}", *(_cell(m, name) for m in models)]
+        [name, _value(before), *(_cell(model, name, intervals) for model in models)]
         for name, before in metrics.items()
     ]
     sizes = [model.get("size") or {} for model in models]
@@ -37,10 +37,14 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
     return [*found, ["weights at zero", _share(none), *(_share(z.get("after")) for z in zeros)]]
 
 
-def _cell(model: dict[str, Any], name: str) -> str:
+def _cell(model: dict[str, Any], name: str, intervals: bool) -> str:
     row: dict[str, Any] = next((m for m in model["metrics"] if m["name"] == name), {})
-    value = row.get("quantized")
-    return _NONE if value is None else f"{value:.4g}" + interval(row.get("quantized_interval"))
+    ends = interval(row.get("quantized_interval")) if intervals else ""
+    return f"{_value(row.get('quantized'))}\n{ends.strip()}".strip()
+
+
+def _value(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.3g}"
 
 
 def _share(value: float | None) -> str:
@@ -61,7 +65,7 @@ def _page(report: dict[str, Any], folder: Path) -> str:
     title = Path(report["model"]).name
     body = [
         f"<header><p class='over'>minifloat</p><h1>{escape(title)}</h1></header>",
-        section("Quality", f'<div class="wide">{table(head, rows(report))}</div>',
+        section("Quality", f'<div class="wide small">{table(head, rows(report, intervals=True))}</div>',
                  "Means over images, with 95 % bootstrap intervals over images."),
         section("Error by time step", f'<div class="wide">{steps}</div>' if steps else "",
                  "Of the predictions along a full-precision trajectory, from noise to image."),

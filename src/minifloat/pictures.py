@@ -28,12 +28,14 @@ def write_strips(
 
 
 def write_rows(columns: list[Tensor], captions: list[str], folder: Path) -> list[dict[str, str]]:
-    """Write one PNG a caption with every column's image beside the others: file and caption."""
+    """Write PNGs with every column's image beside the others, of captions at equal distances."""
     (folder / "images").mkdir(exist_ok=True)
-    return [
-        {"file": _write([images[i] for images in columns], folder, i, caption), "caption": caption}
-        for i, caption in enumerate(captions[:SHOWN])
-    ]
+    count = min(SHOWN, len(captions))
+    rows = []
+    for place in (n * len(captions) // count for n in range(count)):
+        path = _write([images[place] for images in columns], folder, place, captions[place])
+        rows.append({"file": path, "caption": captions[place]})
+    return rows
 
 
 def _write(images: list[Tensor], folder: Path, number: int, caption: str) -> str:

@@ -107,7 +107,7 @@ def interval(ends: list[float | None] | None) -> str:
     """The ends of a figure's interval in brackets, or nothing."""
     if not ends or None in ends:  # equal images have no finite PSNR
         return ""
-    return f" ({ends[0]:.4g} to {ends[1]:.4g})"
+    return f" ({ends[0]:.3g} to {ends[1]:.3g})"
 
 
 def _change(before: float | None, after: float | None) -> str:

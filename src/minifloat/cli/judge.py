@@ -80,7 +80,7 @@ def _evaluate_images(asked: "Beside", out: Path) -> None:
     with console.status("each pipeline makes its images"):
         report = compare_pipelines(asked, out)
     table = Table("", "full precision", *(model["name"] for model in report["models"]))
-    for row in rows(report):
+    for row in rows(report, intervals=False):
         table.add_row(*row)
     console.print(table)
     console.print(f"[bold]{write_gallery(report, out)}[/bold]")

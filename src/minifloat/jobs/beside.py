@@ -17,7 +17,7 @@ from minifloat.layers import weights_held
 from minifloat.models.pipeline import denoiser, is_pipeline, open_pipeline, requests, sample
 from minifloat.models.prompts import Prompts, packaged, read_prompts
 from minifloat.models.zoo import resolve
-from minifloat.pictures import SHOWN, write_rows
+from minifloat.pictures import write_rows
 
 _TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -88,11 +88,10 @@ def compare_pipelines(asked: Beside, out: Path) -> dict[str, Any]:
         columns.append(images)
         about = {"name": Path(folder).name, "metrics": reference.rows(images), "step_sqnr": steps}
         models.append(about | _noted(Path(folder)))
-    shown = [images[:SHOWN] for images in columns]
     return {
         "model": asked.against,
         "models": models,
-        "pictures": write_rows(shown, prompts.captions, out),
+        "pictures": write_rows(columns, prompts.captions, out),
         "settings": {
             "images": len(prompts),
             "sampler steps": asked.steps,
