@@ -7,6 +7,7 @@ import torch
 from minifloat import formats
 from minifloat.export.contract import Layer
 from minifloat.qtensor import encode, scale_of
+from minifloat.scales import Scale
 from minifloat.spec import (
     FP8_BLOCK,
     FP8_CHANNEL,
@@ -25,7 +26,8 @@ from minifloat.spec import (
 
 INT4 = QuantSpec(formats.INT4, (1, 32), formats.FP16)
 UINT4 = QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True)
-NVFP4_INPUT = QuantSpec(formats.E2M1, (1, 16), formats.E4M3, dynamic=True)
+NVFP4_INPUT = replace(NVFP4, dynamic=True)
+NVFP4_PLAIN_INPUT = replace(NVFP4_INPUT, scale=formats.E4M3)
 GROUP_TOKEN = QuantSpec(formats.E4M3, (1, 128), dynamic=True)
 UINT8_INPUT = QuantSpec(formats.UINT8, (-1, -1), zero_point=True)
 BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
@@ -121,6 +123,7 @@ def layer_of(spec: LayerSpec, shape: tuple[int, int] = (256, 384)) -> Layer:
     w = torch.randn(shape, generator=generator) * torch.rand(shape[0], 1, generator=generator)
     assert spec.weight is not None
     given = None
-    if spec.input is not None and spec.static_input:
+    if spec.input is not None and spec.calibrated is not None:
         given = scale_of(torch.randn(64, shape[1], generator=generator) + 1, spec.input)
+        given = Scale(given.outer) if given.outer is not None else given
     return Layer(spec, encode(w, spec.weight), given)

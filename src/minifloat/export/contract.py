@@ -35,7 +35,8 @@ class Layer:
     Attributes:
         spec: how its weight and input are quantized.
         q: codes uint8 [N, K], one a byte, and their scales.
-        input_scale: calibrated scales of a static input, as they are stored; None for other inputs.
+        input_scale: calibrated scales of an input or of its block scales, as they are stored; None
+            for other inputs.
         low_rank: its branch (up [N, rank], down [rank, K]), if it has one.
     """
 
@@ -128,6 +129,13 @@ def static_scale(layer: Layer) -> Scale:
     if layer.input_scale is None:
         raise Refusal("its input is static, but no scale was calibrated for it")
     return layer.input_scale
+
+
+def block_scale(layer: Layer) -> Tensor:
+    """The calibrated scale [1, 1] of NVFP4's block scales; 1 where the spec has none."""
+    if layer.spec.calibrated is None:
+        return torch.ones(1, 1)
+    return static_scale(layer).stored
 
 
 def is_integer(fmt: Format) -> bool:

@@ -34,7 +34,7 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         weights_only: leave inputs in full precision, whatever the folder says of them.
 
     Raises:
-        UserError: something that our layers cannot hold, such as a calibrated scale of NVFP4 inputs.
+        UserError: something that our layers cannot hold, such as inputs scaled by channel.
     """
     if out.resolve() == source.resolve():
         raise UserError(f"{out} is the checkpoint itself; name another folder with --out")
@@ -83,21 +83,7 @@ def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[Lay
     spec, stored = layer.spec, Stored(rank, shape, (kernel[0], kernel[1]) if kernel else None)
     if weights_only:
         return LayerSpec(spec.weight), stored
-    if not spec.static_input and not _constants_are_one(folder, name):
-        raise UserError(
-            f"{name} has a calibrated scale over an input that is scaled at run time, for which our "
-            "layers have no place; add --weights-only to leave inputs in full precision"
-        )
     return spec, stored
-
-
-def _constants_are_one(folder: ContractFolder, name: str) -> bool:
-    """Whether stored scales of dynamic inputs say what a spec without them says."""
-    for suffix in ("input_scale", "input_global_scale"):
-        entry = folder.entries.get(f"{name}.{suffix}")
-        if entry is not None and not bool((entry.read().float() == 1).all()):
-            return False
-    return True
 
 
 def _plan(specs: dict[str, LayerSpec]) -> Plan:
@@ -114,7 +100,7 @@ def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tu
             yield name, folder.plain(name)
     for name, spec in specs.items():
         layer: Layer = folder.contract.read(folder.schemes[name], folder.tensors(name))
-        given = layer.input_scale if spec.static_input else None
+        given = None if spec.input is None else layer.input_scale
         packed = QLinear.pack(
             layer.q, spec, None, torch.float32, low_rank=layer.low_rank, input_scale=given
         )
