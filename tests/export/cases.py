@@ -114,6 +114,32 @@ BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
         "channel": LayerSpec(QuantSpec(formats.E3M2, (1, -1))),
         "tensor": LayerSpec(QuantSpec(formats.E3M4, (-1, -1))),
     },
+    "torchao": {
+        "float8 row": LayerSpec(FP8_CHANNEL),
+        "float8 tensor": LayerSpec(FP8_TENSOR),
+        "float8 block": LayerSpec(FP8_BLOCK),
+        "float8 e5m2": LayerSpec(QuantSpec(formats.E5M2, (1, -1))),
+        "float8 dynamic": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+        "float8 tensor dynamic": LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True)),
+        "int8 row": LayerSpec(INT8_CHANNEL),
+        "int8 group": LayerSpec(QuantSpec(formats.INT8, (1, 64))),
+        "int8 dynamic": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+        **{
+            f"intx {bits}": LayerSpec(QuantSpec(formats.integer(bits), (1, 64)))
+            for bits in range(2, 8)
+        },
+        **{
+            f"uintx {bits}": LayerSpec(
+                QuantSpec(
+                    formats.integer(bits, signed=False), (1, 64), formats.FP16, zero_point=True
+                )
+            )
+            for bits in (4, 8)
+        },
+        "NVFP4": LayerSpec(NVFP4),
+        "MXFP4": LayerSpec(MXFP4, replace(MXFP4, dynamic=True)),
+        "MXFP8": LayerSpec(MXFP8, replace(MXFP8, dynamic=True)),
+    },
 }
 CASES = [(name, case) for name, cases in BY_CONTRACT.items() for case in cases]
 

@@ -69,6 +69,9 @@ def test_the_configuration_names_every_layer_again(name: str, case: str) -> None
     assert config["quant_method"] == name
     present = {layer: set(contract.suffixes(s)) for layer, s in schemes.items()}
     present["model.layers.1.mlp.down_proj"] = {"weight"}
+    if contract.header is not None:
+        plain = {"model.layers.1.mlp.down_proj.weight": torch.bfloat16}
+        config["header"] = json.loads(json.dumps(contract.header(schemes, plain)))
     assert contract.schemes(config, present) == schemes
 
 
@@ -88,6 +91,10 @@ REFUSED = [
     ("sdnq", QuantSpec(Format.parse("e3m2.ieee"), (1, 32)), "another bias or top"),
     ("sdnq", QuantSpec(formats.UINT4, (1, 64), zero_point=True), "beside fp16 and bf16"),
     ("sdnq", FP8_BLOCK, "a tensor, a row or a part"),
+    ("torchao", MXFP4, "inputs of their own format, not None"),
+    ("torchao", QuantSpec(formats.E3M2, (1, 32)), "no e3m2"),
+    ("torchao", QuantSpec(formats.E2M1, (1, 32), formats.E8M0, "up"), "own format, not None"),
+    ("torchao", QuantSpec(formats.INT4, (1, 32), formats.E8M0), "no int4 with e8m0"),
 ]
 
 

@@ -63,6 +63,8 @@ class Contract:
         with_form: adds to a scheme what a convolution or a low-rank branch needs; without it, such
             layers are refused.
         hub: whether its readers take a mixture's experts one by one, as they are on the hub.
+        header: (schemes, {plain tensor's name: dtype}) -> metadata of every file, for readers that look
+            for schemes there; it comes back to `schemes` as the configuration's "header".
     """
 
     scheme: Callable[[LayerSpec, Shape], Scheme]
@@ -76,6 +78,7 @@ class Contract:
     fused: bool = True
     with_form: Callable[[Scheme, Stored], Scheme] | None = None
     hub: bool = True
+    header: Callable[[dict[str, Scheme], dict[str, torch.dtype]], dict[str, str]] | None = None
 
 
 def weight_of(spec: LayerSpec) -> QuantSpec:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import UserError
-from minifloat.export.contract import Layer, Refusal
+from minifloat.export.contract import Layer, Refusal, Scheme
 from minifloat.export.contract_folder import ContractFolder
 from minifloat.export.native import configuration, stem_of, whole_or_nothing
 from minifloat.export.open_contract import open_contract
@@ -59,12 +59,18 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
 
 
 def _without_inputs(folder: ContractFolder) -> ContractFolder:
-    """The same folder with compressed-tensors' inputs forgotten, which may be of kinds unknown here."""
-    forgotten = {
-        name: {**scheme, "input_activations": None} if "input_activations" in scheme else scheme
-        for name, scheme in folder.schemes.items()
-    }
-    return replace(folder, schemes=forgotten)
+    """The same folder with its inputs forgotten, which may be of kinds unknown here."""
+    return replace(folder, schemes={n: _forgotten(s) for n, s in folder.schemes.items()})
+
+
+def _forgotten(scheme: Scheme) -> Scheme:
+    """A scheme of compressed-tensors or torchao without its input; those of others are known."""
+    if "input_activations" in scheme:
+        return {**scheme, "input_activations": None}
+    if "_data" in scheme:
+        data = {**scheme["_data"], "act_quant_kwargs": None, "activation_quantization": None}
+        return {**scheme, "_data": data}
+    return scheme
 
 
 def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[LayerSpec, Stored]:
