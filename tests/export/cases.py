@@ -117,7 +117,7 @@ BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
     "torchao": {
         "float8 row": LayerSpec(FP8_CHANNEL),
         "float8 tensor": LayerSpec(FP8_TENSOR),
-        "float8 block": LayerSpec(FP8_BLOCK),
+        "float8 block": LayerSpec(QuantSpec(formats.E4M3, (64, 64))),
         "float8 e5m2": LayerSpec(QuantSpec(formats.E5M2, (1, -1))),
         "float8 dynamic": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
         "float8 tensor dynamic": LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True)),

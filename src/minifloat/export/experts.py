@@ -24,7 +24,7 @@ from minifloat.shards import DTYPES, Entry
 
 _PROJ = ("gate_proj", "up_proj", "down_proj")
 # By model type: the hub's names of gate, up and down, and what its blocks are called for ours.
-_FAMILIES: dict[str, tuple[tuple[str, str, str], tuple[str, str]]] = {
+FAMILIES: dict[str, tuple[tuple[str, str, str], tuple[str, str]]] = {
     "mixtral": (("w1", "w3", "w2"), (".mlp.", ".block_sparse_moe.")),
     **dict.fromkeys(
         ("qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "jamba"),
@@ -86,11 +86,11 @@ def under_hub_names(folder: NativeFolder) -> NativeFolder:
         UserError: opened experts of a family whose names are not known here, or with biases.
     """
     kind = str(folder.config.get("model_type"))
-    if kind not in _FAMILIES:
+    if kind not in FAMILIES:
         if opened := next((name for name in folder.specs if is_opened(name)), None):
             raise UserError(
                 f"the hub's names of {kind}'s experts are not known here, which {opened} needs; known: "
-                f"{', '.join(_FAMILIES)}"
+                f"{', '.join(FAMILIES)}"
             )
         return folder
     rows: dict[str, Rows] = {}
@@ -107,7 +107,7 @@ def under_hub_names(folder: NativeFolder) -> NativeFolder:
 
 def _parts(name: str, size: int, kind: str) -> Iterator[tuple[str, Rows]]:
     """The hub's layers that a packed layer of `size` rows becomes."""
-    names, _ = _FAMILIES[kind]
+    names, _ = FAMILIES[kind]
     match = _OPENED.fullmatch(name)
     if match is None:
         yield _block(name, kind), Rows(name, 0, size)
@@ -122,7 +122,7 @@ def _parts(name: str, size: int, kind: str) -> Iterator[tuple[str, Rows]]:
 
 def _kept(name: str, entry: Entry, kind: str) -> Iterator[tuple[str, Entry]]:
     """The hub's tensors that a tensor in full precision becomes; slices lie in one piece in the file."""
-    names, match = _FAMILIES[kind][0], _FUSED.fullmatch(name)
+    names, match = FAMILIES[kind][0], _FUSED.fullmatch(name)
     if _OPENED.match(name):
         if name.endswith(".bias"):
             raise UserError(f"{name} is an expert's bias, for which readers have no place")
@@ -144,7 +144,7 @@ def _kept(name: str, entry: Entry, kind: str) -> Iterator[tuple[str, Entry]]:
 
 
 def _block(name: str, kind: str) -> str:
-    ours, theirs = _FAMILIES[kind][1]
+    ours, theirs = FAMILIES[kind][1]
     return name.replace(ours, theirs) if ours else name
 
 

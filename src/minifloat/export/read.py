@@ -5,9 +5,10 @@ can hold it. A folder that we exported comes back to the same export byte for by
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.export.contract import Layer, Refusal, Scheme
 from minifloat.export.contract_folder import ContractFolder
+from minifloat.export.join_experts import Names, Parts, joined, names_of
 from minifloat.export.native import configuration, stem_of, whole_or_nothing
 from minifloat.export.open_contract import open_contract
 from minifloat.export.stored import Stored
@@ -43,14 +45,17 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         folder = _without_inputs(folder)
     if folder.config["quantization_config"].get("kv_cache_scheme"):
         raise UserError(f"{source} quantizes its KV cache, which minifloat does not run")
-    if expert := next((name for name in folder.schemes if ".experts." in name), None):
-        raise UserError(f"{expert} is one of a mixture's experts, which are not imported yet")
+    names = names_of(folder)
     specs, stored = {}, {}
-    for name in folder.schemes:
-        specs[name], stored[name] = _outline(folder, name, weights_only)
-    config = {**folder.config, "quantization_config": configuration(_plan(specs), stored)}
+    packed = names.together(folder.schemes)
+    for name, parts in packed.items():
+        specs[name], stored[name] = _outline(folder, name, parts, weights_only)
+    quantization = configuration(_plan(specs), stored)
+    quantization |= {"experts": sorted(names.opened)} if names.opened else {}
+    config = {**folder.config, "quantization_config": quantization}
     with whole_or_nothing(out) as partial:
-        write(partial, _tensors(folder, specs), stem=stem_of(config))
+        tensors = chain(_plain(folder, names), _tensors(folder, packed, specs))
+        write(partial, tensors, stem=stem_of(config))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         note = {"imported": folder.name, "minifloat": version("minifloat")}
         (partial / "export.json").write_text(json.dumps(note, indent=2) + "\n")
@@ -73,18 +78,23 @@ def _forgotten(scheme: Scheme) -> Scheme:
     return scheme
 
 
-def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[LayerSpec, Stored]:
+def _outline(
+    folder: ContractFolder, name: str, parts: tuple[str, ...], weights_only: bool
+) -> tuple[LayerSpec, Stored]:
     """A layer's spec and shape, if our layers can hold what is stored."""
-    if f"{name}.weight_g_idx" in folder.entries:
-        raise UserError(f"{name} sorts its columns (weight_g_idx), which minifloat does not read")
+    for part in parts:
+        if f"{part}.weight_g_idx" in folder.entries:
+            raise UserError(
+                f"{part} sorts its columns (weight_g_idx), which minifloat does not read"
+            )
     try:
-        layer = folder.contract.read(folder.schemes[name], folder.outline(name))
+        layer = _joined(folder, name, parts, folder.outline)
     except Refusal as error:
         raise UserError(
             f"minifloat has no layer like {name}: {error}; if it is the input, add --weights-only"
         ) from error
     rank = 0 if layer.low_rank is None else layer.low_rank[1].shape[0]
-    kernel = folder.schemes[name].get("shape", [])[2:]  # SDNQ's convolutions
+    kernel = folder.schemes[parts[0]].get("shape", [])[2:]  # SDNQ's convolutions
     shape = layer.q.shape[0], layer.q.shape[1]
     spec, stored = layer.spec, Stored(rank, shape, (kernel[0], kernel[1]) if kernel else None)
     if weights_only:
@@ -99,16 +109,43 @@ def _plan(specs: dict[str, LayerSpec]) -> Plan:
     return Plan(tuple(rules))
 
 
-def _tensors(folder: ContractFolder, specs: dict[str, LayerSpec]) -> Iterator[tuple[str, Tensor]]:
-    for name in folder.entries:
-        module, _, suffix = name.rpartition(".")
-        if module not in specs or suffix == "bias":
-            yield name, folder.plain(name)
+def _joined(
+    folder: ContractFolder,
+    name: str,
+    parts: tuple[str, ...],
+    read: Callable[[str], dict[str, Tensor]],
+) -> Layer:
+    """Our layer of one or more of the folder's, read whole or by their outlines."""
+    layers = [folder.contract.read(folder.schemes[part], read(part)) for part in parts]
+    return joined(name, layers)
+
+
+def _tensors(
+    folder: ContractFolder, packed: Parts, specs: dict[str, LayerSpec]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of our packed layers, one layer in memory at a time."""
     for name, spec in specs.items():
-        layer: Layer = folder.contract.read(folder.schemes[name], folder.tensors(name))
+        layer = _joined(folder, name, packed[name], folder.tensors)
         given = None if spec.input is None else layer.input_scale
-        packed = QLinear.pack(
+        module = QLinear.pack(
             layer.q, spec, None, torch.float32, low_rank=layer.low_rank, input_scale=given
         )
-        for suffix, tensor in packed.state_dict().items():
+        for suffix, tensor in module.state_dict().items():
             yield f"{name}.{suffix}", tensor
+
+
+def _plain(folder: ContractFolder, names: Names) -> Iterator[tuple[str, Tensor]]:
+    """All other tensors, by our names; gate and up in full precision become one as well."""
+    found: dict[str, list[str]] = {}
+    for name in folder.entries:
+        module, _, suffix = name.rpartition(".")
+        if module not in folder.schemes or suffix == "bias":
+            found.setdefault(suffix, []).append(module)
+    for suffix, modules in found.items():
+        for name, parts in names.together(modules).items():
+            tensors = [folder.plain(f"{part}.{suffix}".removeprefix(".")) for part in parts]
+            yield f"{name}.{suffix}".removeprefix("."), _whole(tensors)
+
+
+def _whole(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
