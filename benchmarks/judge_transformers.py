@@ -7,7 +7,9 @@
 the path. FP4 and MX are loaded in bfloat16, which the package needs for them, and all others in
 float32. Rounding in bfloat16 moves quantized inputs to other numbers, so that every model is also
 computed in float32: transformers' with the weights that it decoded, ours with the same ones. Then
-what is left is whether inputs are put on the grids that we mean. Our side takes the reference row.
+what is left is whether inputs are put on the grids that we mean. Our side takes the reference row. A
+network with quantized inputs is not continuous, so that the last column says how far our own logits
+move when the embeddings are multiplied by 1 + 1e-6 of noise.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.judge_vllm import prepare
 from minifloat import formats
-from minifloat.layers import QLinear
+from minifloat.layers import QLinear, weights_held
 from minifloat.models.load import load_model
 from minifloat.spec import FP8_CHANNEL, FP8_TOKEN, MXFP4, NVFP4, LayerSpec, QuantSpec
 
@@ -45,10 +47,8 @@ def score(model_name: str, folder: Path) -> None:
     full, _ = load_model(model_name, dtype="float32")
     original = logits(full, prompts)
     print(f"compressed-tensors {version('compressed-tensors')}\n")
-    print(
-        "| preset | weights | logits as loaded | same first choice | in float32 | to full precision |"
-    )
-    print("|---|---|---|---|---|---|")
+    print("| preset | weights | as loaded | first choice | in float32 | full precision | noise |")
+    print("|---|---|---|---|---|---|---|")
     for name in (*IN_FLOAT32, *IN_BFLOAT16):
         print(f"| {name} | {' | '.join(row(folder, name, prompts, original))} |", flush=True)
 
@@ -61,21 +61,28 @@ def row(folder: Path, name: str, prompts: list[list[int]], original: Tensor) -> 
         theirs = AutoModelForCausalLM.from_pretrained(folder / "exported" / name, dtype="auto")
         found = logits(theirs.eval(), prompts)
     except Exception as error:
-        return [f"{type(error).__name__}: {error}".splitlines()[0], "", "", "", ""]
+        return [f"{type(error).__name__}: {error}".splitlines()[0], *[""] * 5]
     ours, _ = load_model(str(folder / "native" / name), dtype="auto")
-    wanted = logits(ours, prompts)
+    with weights_held(ours):
+        wanted = logits(ours, prompts)
     same = (found.argmax(1) == wanted.argmax(1)).float().mean()
     worst = max(_hold(layer, theirs.get_submodule(n)) for n, layer in _packed(ours).items())
     for model in (ours, theirs):
         nn.Module.float(model)  # transformers' own refuses quantized models
     exact = logits(ours, prompts)
     apart = _apart(logits(theirs, prompts), exact)
+    embeddings = ours.get_input_embeddings().weight.data
+    embeddings *= 1 + 1e-6 * torch.randn(
+        embeddings.shape, generator=torch.Generator().manual_seed(0)
+    )
+    noise = _apart(logits(ours, prompts), exact)
     return [
         f"{worst:.1e}",
         f"{_apart(found, wanted):.1e}",
         f"{float(same):.1%}",
         f"{apart:.1e}",
         f"{_apart(exact, original):.1e}",
+        f"{noise:.1e}",
     ]
 
 
@@ -96,7 +103,7 @@ def _apart(one: Tensor, two: Tensor) -> float:
 
 def logits(model: Any, prompts: list[list[int]]) -> Tensor:
     """Of all prompts, one under the other."""
-    with torch.inference_mode():
+    with torch.no_grad():  # weights are cast afterwards
         return torch.cat([model(torch.tensor([p])).logits[0].float() for p in prompts])
 
 
