@@ -71,8 +71,8 @@ def specs() -> dict[str, Any]:
     }
 
 
-def prepare(model_name: str, folder: Path, dtype: str) -> None:
-    """Quantize to nearest, export and write the prompts' tokens."""
+def prepare(model_name: str, folder: Path, dtype: str, chosen: dict[str, Any]) -> None:
+    """Quantize to nearest by every spec, export and write the prompts' tokens."""
     import torch
 
     from minifloat.export.native import save
@@ -83,7 +83,7 @@ def prepare(model_name: str, folder: Path, dtype: str) -> None:
     from minifloat.passes.formats import search_inputs
     from minifloat.plan import Plan
 
-    for name, spec in specs().items():
+    for name, spec in chosen.items():
         model, tokenizer = load_model(model_name, dtype=dtype)
         prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
         (folder / "prompts.json").write_text(json.dumps(prompts))
@@ -202,7 +202,7 @@ def main() -> None:
     if arguments.command == "serve":
         serve(arguments.folder, arguments.dtype)
     elif arguments.command == "prepare":
-        prepare(arguments.model, arguments.folder, arguments.dtype)
+        prepare(arguments.model, arguments.folder, arguments.dtype, specs())
     else:
         score(arguments.model, arguments.folder)
 

@@ -1,10 +1,12 @@
 """The model card says what was done and offers only exports that work."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from minifloat.card import write_card
+from minifloat.export.contracts import CONTRACTS
 from minifloat.export.write import export
 from minifloat.jobs.job import Job
 from minifloat.jobs.run import run
@@ -31,14 +33,18 @@ def test_offered_exports_work_and_refusals_have_reasons(fp8: Path, tmp_path: Pat
         assert export(fp8, name, tmp_path / name, weights_only=weights_only)["layers"] == 28
     assert any("--to compressed-tensors" in line for line in offered)
     refused = [line for line in card.splitlines() if line.startswith("- ") and " cannot " in line]
-    assert len(offered) + len(refused) == 6
+    assert len(offered) + len(refused) == len(CONTRACTS)
+    assert "  # vLLM: vllm serve DIR2" in card
     assert "| 28 | e4m3 1xall fp32 | e4m3 1xall fp32 dynamic | 8." in card
     assert "perplexity" in card
 
 
 def test_only_names_of_a_hub_are_linked(fp8: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(fp8, copy)
     ledger = [{"status": "kept", "weight": None, "input": None, "bits": 16.0}]
     report = {"method": "m", "seed": 0, "minifloat": "0", "settings": {}, "ledger": ledger}
+    report |= {"loads": ["AutoModelForCausalLM", "AutoTokenizer"]}
     for model, linked in (("org/name", True), ("./folder", False), ("/a/b", False)):
-        write_card(report | {"model": model}, tmp_path, pipeline=True)
-        assert (f"base_model: {model}" in (tmp_path / "README.md").read_text()) == linked
+        write_card(report | {"model": model}, copy, pipeline=False)
+        assert (f"base_model: {model}" in (copy / "README.md").read_text()) == linked

@@ -11,16 +11,28 @@ from typing import Any
 
 from minifloat.errors import UserError
 from minifloat.export.native_folder import open_native
+from minifloat.export.pipeline import quantized_component
 from minifloat.export.write import planned
 from minifloat.report import summary_table
 
-_READERS = {
-    "compressed-tensors": "vLLM, SGLang, transformers",
-    "modelopt": "vLLM, SGLang, TensorRT-LLM",
-    "quark": "vLLM, transformers",
-    "fp8": "vLLM, transformers",
-    "humming": "vLLM with Humming",
-    "sdnq": "diffusers and transformers with SDNQ",
+# What each reader is told of an exported folder; `verify` says which hardware and packages it needs.
+_VLLM = "vLLM: vllm serve DIR2"
+_SGLANG = "SGLang: python -m sglang.launch_server --model-path DIR2"
+_TRANSFORMERS = "transformers: {}.from_pretrained(DIR2)"
+_DIFFUSERS = "diffusers: DiffusionPipeline.from_pretrained(DIR2"
+Told = dict[str, tuple[str, ...]]
+_READERS: Told = {
+    "compressed-tensors": (_VLLM, _SGLANG, f"{_TRANSFORMERS}, with compressed-tensors"),
+    "modelopt": (_VLLM, _SGLANG),
+    "quark": (_VLLM, f"{_TRANSFORMERS}, with amd-quark"),
+    "fp8": (_VLLM, _SGLANG, _TRANSFORMERS),
+    "humming": (f"{_VLLM}, with humming-kernels",),
+    "sdnq": (f"{_TRANSFORMERS}, after import sdnq",),
+    "torchao": (f"{_TRANSFORMERS}, with torchao",),
+}
+_PIPELINE_READERS: Told = {
+    "sdnq": (f"{_DIFFUSERS}), after import sdnq",),
+    "torchao": (f"{_DIFFUSERS}, torch_dtype=...) in this model's own dtype, with torchao",),
 }
 
 
@@ -36,8 +48,9 @@ def write_card(report: dict[str, Any], folder: Path, *, pipeline: bool) -> None:
         _table(("tensors", "weight", "input", "bits a weight"), _specs(report)),
         f"## Loading\n\n{load}",
     ]
-    if not pipeline:
-        parts.append(_exports(folder))
+    checkpoint = quantized_component(folder) if pipeline else folder
+    told = _PIPELINE_READERS if pipeline else _told(report["loads"][0])
+    parts.append(_exports(checkpoint, told))
     parts.append(
         "`report.html` shows every layer; `report.json` holds the ledger of all parameters."
     )
@@ -80,13 +93,19 @@ def _specs(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         yield (str(len(bits)), weight, x, f"{sum(bits) / len(bits):.2f}")
 
 
-def _exports(folder: Path) -> str:
-    """Which contracts hold this very checkpoint, and why the others do not."""
+def _told(model: str) -> Told:
+    """What readers of a model are told, which transformers loads by this class."""
+    return {name: tuple(line.format(model) for line in lines) for name, lines in _READERS.items()}
+
+
+def _exports(folder: Path, readers: Told) -> str:
+    """Which contracts hold this very checkpoint and what reads them, and why the others do not."""
     commands, reasons = [], []
-    for name, readers in _READERS.items():
+    for name, told in readers.items():
         flags, reason = _flags(folder, name)
         if reason is None:
-            commands.append(f"minifloat export DIR --to {name} --out DIR2{flags}   # {readers}")
+            commands.append(f"minifloat export DIR --to {name} --out DIR2{flags}")
+            commands += [f"  # {line}" for line in told]
         else:
             reasons.append(f"- {reason}")
     block = ["```\n" + "\n".join(commands) + "\n```"] if commands else []

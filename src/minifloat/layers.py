@@ -22,7 +22,7 @@ class QLayer(nn.Module):
 
     Buffers: `weight` uint8 [R, packed], `weight_scale` [T, U], where the spec asks for them
     `weight_outer_scale` and `weight_zero_point`, with a low-rank branch `low_rank_up` [R, rank] and
-    `low_rank_down` [rank, C], with static activations `input_scale` and `input_zero_point`; `bias`.
+    `low_rank_down` [rank, C], with calibrated activations `input_scale` and `input_zero_point`; `bias`.
     """
 
     op: str
@@ -58,10 +58,10 @@ class QLayer(nn.Module):
         if rank:
             self._empty("low_rank_up", (shape[0], rank), torch.float16)
             self._empty("low_rank_down", (rank, shape[1]), torch.float16)
-        if spec.input is not None and spec.static_input:
-            tiles = spec.input.tiles((1, features))
-            self._empty("input_scale", tiles, _scale_dtype(spec.input))
-            if spec.input.zero_point:
+        if spec.calibrated is not None:
+            tiles = spec.calibrated_tiles(features)
+            self._empty("input_scale", tiles, _scale_dtype(spec.calibrated))
+            if spec.calibrated.zero_point:
                 self._empty("input_zero_point", tiles, torch.uint8)
         self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype), False) if bias else None
 

@@ -45,6 +45,16 @@ def scale_of(x: Tensor, spec: QuantSpec, peaks: Tensor | None = None) -> Scale:
     return fit(amax_range(x, spec) if peaks is None else peaks, spec)
 
 
+def input_scale(x: Tensor, spec: QuantSpec, calibrated: Scale | None = None) -> Scale:
+    """The scales of activations [R, C]: the calibrated ones, or those that x asks.
+
+    Those of a dynamic spec are scaled in turn by the calibrated one, if there is one.
+    """
+    if calibrated is None:
+        return scale_of(x, spec)
+    return fit(amax_range(x, spec), spec, outer=calibrated.stored) if spec.dynamic else calibrated
+
+
 def encode(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> QTensor:
     """Quantize a tensor [rows, ...] to codes, with scales of its own unless they are given.
 
@@ -76,11 +86,11 @@ def decode(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def fake_quantize(x: Tensor, spec: QuantSpec, scale: Scale | None = None) -> Tensor:
     """Quantize and decode at once, in the shape and dtype of `x` [..., features].
 
+    `scale` holds the tiles' scales or, under a dynamic spec, the scale of theirs (`input_scale`).
     Differentiable with respect to `x` by the straight-through estimator. NaN stays NaN.
     """
     matrix = x.reshape(-1, x.shape[-1]).float()
-    if scale is None:
-        scale = scale_of(matrix.detach(), spec)
+    scale = input_scale(matrix.detach(), spec, scale)
     if torch.is_grad_enabled() and x.requires_grad:
         return _straight_through(matrix, spec, scale).reshape(x.shape).to(x.dtype)
     rounded = empty(matrix.shape, torch.float32, matrix.device)

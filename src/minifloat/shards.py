@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -88,15 +88,43 @@ def stored_bytes(folder: Path) -> int:
     return sum(entry.bytes for entry in entries(folder).values())
 
 
-def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
-    """The names and places of one file's tensors."""
-    damaged = UserError(f"the safetensors weights in {path} are damaged or cut off")
+def metadata_of(folder: Path) -> dict[str, str]:
+    """What the headers of a folder's safetensors files say beside their tensors."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        metadata = _header(path)[1].get("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise _damaged(path)
+        found |= metadata
+    return found
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """A file's header and its length in bytes."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if not 2 <= size <= path.stat().st_size - 8:
-                raise damaged
+                raise _damaged(path)
             header = json.loads(file.read(size))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path) from error
+    if not isinstance(header, dict):
+        raise _damaged(path)
+    return size, header
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"the safetensors weights in {path} are damaged or cut off")
+
+
+def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
+    """The names and places of one file's tensors."""
+    damaged = _damaged(path)
+    try:
+        size, header = _header(path)
         rows = [(n, row) for n, row in header.items() if n != "__metadata__"]
         for name, row in rows:
             start, end = row["data_offsets"]
@@ -108,7 +136,7 @@ def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
             yield name, entry
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged from error
 
 
@@ -184,11 +212,12 @@ def write(
     tensors: Iterable[tuple[str, Tensor]],
     limit: int = 512 << 20,
     stem: str = "model",
+    metadata: dict[str, str] | None = None,
 ) -> dict[str, int]:
     """Write a stream of tensors in shards of at most `limit` bytes; returns each tensor's bytes.
 
     Files begin with `stem`, as transformers ("model") and diffusers name them; a tensor above the
-    limit has a file of its own.
+    limit has a file of its own. All of them have the metadata in their headers.
     """
     files: list[tuple[Path, list[str]]] = []
     sizes: dict[str, int] = {}
@@ -197,7 +226,7 @@ def write(
     def flush() -> None:
         if held:
             path = folder / f"part-{len(files)}"
-            _write_file(path, held)
+            _write_file(path, held, metadata or {})
             files.append((path, sorted(held)))
             held.clear()
 
@@ -215,9 +244,9 @@ def write(
     return sizes
 
 
-def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name in order:
         tensor = tensors[name]

@@ -137,7 +137,8 @@ class LayerSpec:
     """A layer's weight, input and output; None leaves that tensor in full precision.
 
     Inputs that are scaled by token are dynamic, since tokens are not known before; one scale for a
-    tensor or a channel is calibrated and stored, unless the spec says dynamic. Outputs are dynamic.
+    tensor or a channel is calibrated and stored, unless the spec says dynamic. So is the one scale of
+    NVFP4's block scales, though these are of the run. Outputs are dynamic.
     """
 
     weight: QuantSpec | None = None
@@ -153,8 +154,23 @@ class LayerSpec:
 
     @property
     def static_input(self) -> bool:
-        """Whether the input has calibrated scales, which are stored with the layer."""
+        """Whether all scales of the input are calibrated."""
         return self.input is not None and not self.input.dynamic
+
+    @property
+    def calibrated(self) -> QuantSpec | None:
+        """The spec whose scales are calibrated and stored with the layer: the input's or its scales'."""
+        if self.input is None or not self.input.dynamic:
+            return self.input
+        outer = self.input.outer
+        fixed = outer is not None and outer.tile[0] == -1 and not outer.dynamic
+        return outer if fixed else None
+
+    def calibrated_tiles(self, features: int) -> tuple[int, int]:
+        """How many of those scales an input of so many features has, per axis."""
+        assert self.input is not None and self.calibrated is not None
+        tiles = self.input.tiles((1, features))
+        return tiles if self.static_input else self.calibrated.tiles(tiles)
 
     def to_json(self) -> dict[str, Any]:
         parts = {"weight": self.weight, "input": self.input, "output": self.output}

@@ -7,6 +7,7 @@ import torch
 from minifloat import formats
 from minifloat.export.contract import Layer
 from minifloat.qtensor import encode, scale_of
+from minifloat.scales import Scale
 from minifloat.spec import (
     FP8_BLOCK,
     FP8_CHANNEL,
@@ -25,7 +26,8 @@ from minifloat.spec import (
 
 INT4 = QuantSpec(formats.INT4, (1, 32), formats.FP16)
 UINT4 = QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True)
-NVFP4_INPUT = QuantSpec(formats.E2M1, (1, 16), formats.E4M3, dynamic=True)
+NVFP4_INPUT = replace(NVFP4, dynamic=True)
+NVFP4_PLAIN_INPUT = replace(NVFP4_INPUT, scale=formats.E4M3)
 GROUP_TOKEN = QuantSpec(formats.E4M3, (1, 128), dynamic=True)
 UINT8_INPUT = QuantSpec(formats.UINT8, (-1, -1), zero_point=True)
 BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
@@ -112,6 +114,32 @@ BY_CONTRACT: dict[str, dict[str, LayerSpec]] = {
         "channel": LayerSpec(QuantSpec(formats.E3M2, (1, -1))),
         "tensor": LayerSpec(QuantSpec(formats.E3M4, (-1, -1))),
     },
+    "torchao": {
+        "float8 row": LayerSpec(FP8_CHANNEL),
+        "float8 tensor": LayerSpec(FP8_TENSOR),
+        "float8 block": LayerSpec(QuantSpec(formats.E4M3, (64, 64))),
+        "float8 e5m2": LayerSpec(QuantSpec(formats.E5M2, (1, -1))),
+        "float8 dynamic": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
+        "float8 tensor dynamic": LayerSpec(FP8_TENSOR, replace(FP8_TENSOR, dynamic=True)),
+        "int8 row": LayerSpec(INT8_CHANNEL),
+        "int8 group": LayerSpec(QuantSpec(formats.INT8, (1, 64))),
+        "int8 dynamic": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+        **{
+            f"intx {bits}": LayerSpec(QuantSpec(formats.integer(bits), (1, 64)))
+            for bits in range(2, 8)
+        },
+        **{
+            f"uintx {bits}": LayerSpec(
+                QuantSpec(
+                    formats.integer(bits, signed=False), (1, 64), formats.FP16, zero_point=True
+                )
+            )
+            for bits in (4, 8)
+        },
+        "NVFP4": LayerSpec(NVFP4),
+        "MXFP4": LayerSpec(MXFP4, replace(MXFP4, dynamic=True)),
+        "MXFP8": LayerSpec(MXFP8, replace(MXFP8, dynamic=True)),
+    },
 }
 CASES = [(name, case) for name, cases in BY_CONTRACT.items() for case in cases]
 
@@ -121,6 +149,7 @@ def layer_of(spec: LayerSpec, shape: tuple[int, int] = (256, 384)) -> Layer:
     w = torch.randn(shape, generator=generator) * torch.rand(shape[0], 1, generator=generator)
     assert spec.weight is not None
     given = None
-    if spec.input is not None and spec.static_input:
+    if spec.input is not None and spec.calibrated is not None:
         given = scale_of(torch.randn(64, shape[1], generator=generator) + 1, spec.input)
+        given = Scale(given.outer) if given.outer is not None else given
     return Layer(spec, encode(w, spec.weight), given)

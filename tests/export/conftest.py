@@ -60,7 +60,7 @@ def build(llama: Any, tmp_path: Path) -> Build:
         model = copy.deepcopy(llama).to(dtype)
         model.config.dtype = dtype
         plan_used = Plan(rules)
-        if any(spec is not None and spec.static_input for _, spec in rules):
+        if any(spec is not None and spec.calibrated is not None for _, spec in rules):
             plan_used = calibrate(model, plan_used)
         else:
             pack_model(model, plan_used)

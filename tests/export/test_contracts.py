@@ -10,7 +10,7 @@ from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.export.contracts import CONTRACTS, able
 from minifloat.formats import Format
-from minifloat.qtensor import decode
+from minifloat.qtensor import decode, fake_quantize
 from minifloat.spec import (
     FP8_BLOCK,
     FP8_CHANNEL,
@@ -22,7 +22,7 @@ from minifloat.spec import (
     LayerSpec,
     QuantSpec,
 )
-from tests.export.cases import BY_CONTRACT, CASES, layer_of
+from tests.export.cases import BY_CONTRACT, CASES, NVFP4_INPUT, NVFP4_PLAIN_INPUT, layer_of
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -69,6 +69,9 @@ def test_the_configuration_names_every_layer_again(name: str, case: str) -> None
     assert config["quant_method"] == name
     present = {layer: set(contract.suffixes(s)) for layer, s in schemes.items()}
     present["model.layers.1.mlp.down_proj"] = {"weight"}
+    if contract.header is not None:
+        plain = {"model.layers.1.mlp.down_proj.weight": torch.bfloat16}
+        config["header"] = json.loads(json.dumps(contract.header(schemes, plain)))
     assert contract.schemes(config, present) == schemes
 
 
@@ -88,6 +91,10 @@ REFUSED = [
     ("sdnq", QuantSpec(Format.parse("e3m2.ieee"), (1, 32)), "another bias or top"),
     ("sdnq", QuantSpec(formats.UINT4, (1, 64), zero_point=True), "beside fp16 and bf16"),
     ("sdnq", FP8_BLOCK, "a tensor, a row or a part"),
+    ("torchao", MXFP4, "inputs of their own format, not None"),
+    ("torchao", QuantSpec(formats.E3M2, (1, 32)), "no e3m2"),
+    ("torchao", QuantSpec(formats.E2M1, (1, 32), formats.E8M0, "up"), "own format, not None"),
+    ("torchao", QuantSpec(formats.INT4, (1, 32), formats.E8M0), "no int4 with e8m0"),
 ]
 
 
@@ -97,22 +104,42 @@ def test_what_cannot_be_held_is_refused(name: str, weight: QuantSpec, words: str
         CONTRACTS[name].scheme(LayerSpec(weight), (256, 384))
 
 
-def test_inputs_that_need_calibrated_scales_say_what_to_write() -> None:
-    spec = LayerSpec(NVFP4, replace(NVFP4, dynamic=True))
+def test_block_scales_under_a_scale_of_the_run_have_no_place() -> None:
+    outer = QuantSpec(formats.E4M3, (-1, -1), dynamic=True)
+    spec = LayerSpec(NVFP4, replace(NVFP4, scale=outer, dynamic=True))
     for name in ("compressed-tensors", "modelopt"):
-        with pytest.raises(UserError, match="must be a constant"):
+        with pytest.raises(UserError, match="e4m3/fp32 dynamic"):
             CONTRACTS[name].scheme(spec, (256, 384))
 
 
-def test_static_inputs_come_back_bit_for_bit() -> None:
+def test_block_scales_without_a_scale_have_one_that_is_1() -> None:
+    spec = LayerSpec(NVFP4, NVFP4_PLAIN_INPUT)
+    for name, suffix in (("compressed-tensors", "input_global_scale"), ("modelopt", "input_scale")):
+        contract = CONTRACTS[name]
+        scheme = contract.scheme(spec, (256, 384))
+        found = contract.tensors(layer_of(spec), scheme)
+        assert found[suffix] == 1
+        again = contract.read(scheme, found)
+        assert again.spec.input == NVFP4_INPUT
+        x = torch.randn(8, 384)
+        theirs, ours = (
+            fake_quantize(x, again.spec.input, again.input_scale),
+            fake_quantize(x, NVFP4_PLAIN_INPUT),
+        )
+        assert torch.equal(theirs, ours)
+
+
+def test_calibrated_inputs_come_back_bit_for_bit() -> None:
     for name, case in CASES:
         contract, layer = CONTRACTS[name], layer_of(BY_CONTRACT[name][case])
         scheme = contract.scheme(layer.spec, (256, 384))
         again = contract.read(scheme, contract.tensors(layer, scheme))
-        assert again.spec.static_input == layer.spec.static_input, case
+        assert again.spec.calibrated == layer.spec.calibrated, case
         assert (again.input_scale is None) == (layer.input_scale is None), case
         if again.input_scale is not None and layer.input_scale is not None:
-            assert torch.equal(again.input_scale.stored, layer.input_scale.stored)
+            bound = 2**-22 if contract.reciprocal and layer.spec.input.dynamic else 0
+            pair = again.input_scale.stored, layer.input_scale.stored
+            torch.testing.assert_close(*pair, rtol=bound, atol=0)
             assert str(again.input_scale.zero) == str(layer.input_scale.zero)
 
 

@@ -1,12 +1,13 @@
 """Mixtures of experts under the hub's names, which transformers' own readers turn into its own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minifloat import formats
 from minifloat.errors import UserError
@@ -21,11 +22,14 @@ from minifloat.methods import build
 from minifloat.models.experts import open_experts
 from minifloat.plan import Plan
 from minifloat.spec import FP8_CHANNEL, FP8_TENSOR, NVFP4, LayerSpec, QuantSpec
+from tests.export.conftest import config_of
+from tests.export.test_write import digest
 from tests.models import tiny_lm
 
 pytestmark = pytest.mark.filterwarnings("default")  # classes of transformers warn
 INT4 = LayerSpec(QuantSpec(formats.INT4, (1, 8), formats.FP16))
 FP8 = LayerSpec(FP8_CHANNEL)
+DOWN_KEPT, UP_KEPT = (("*.experts.*.down", None),), (("*.experts.*.up", None),)
 NAMES = {"Mixtral": ("w1", "w3", "w2"), "Qwen3Moe": ("gate_proj", "up_proj", "down_proj")}
 
 
@@ -99,5 +103,36 @@ def test_what_has_no_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its readers take experts in one parameter"):
         export(tmp_path / "b", "sdnq", tmp_path / "out")
     export(tmp_path / "b", "compressed-tensors", tmp_path / "out")
-    with pytest.raises(UserError, match="which are not imported yet"):
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.experts.1.up_proj.weight_scale"] *= 2
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"gate and up of .*experts.layers.1.up have different"):
         read_folder(tmp_path / "out", tmp_path / "back")
+    config = config_of(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"model_type": "granitemoe"}))
+    with pytest.raises(UserError, match="names of granitemoe's experts are not known"):
+        read_folder(tmp_path / "out", tmp_path / "back")
+
+
+BACK: dict[str, tuple[str, str, LayerSpec, tuple[tuple[str, LayerSpec | None], ...]]] = {
+    "Mixtral W4A16": ("Mixtral", "compressed-tensors", INT4, ()),
+    "Qwen3 one scale a tensor": ("Qwen3Moe", "compressed-tensors", LayerSpec(FP8_TENSOR), ()),
+    "Qwen3 NVFP4, down kept": ("Qwen3Moe", "modelopt", LayerSpec(NVFP4, NVFP4), DOWN_KEPT),
+    "Qwen3 W4A16, up kept": ("Qwen3Moe", "compressed-tensors", INT4, UP_KEPT),
+    "Mixtral, all experts kept": ("Mixtral", "compressed-tensors", INT4, (("*.experts.*", None),)),
+}
+
+
+@pytest.mark.parametrize("case", BACK)
+def test_experts_come_back(case: str, tmp_path: Path) -> None:
+    """To the same logits, and out again byte for byte."""
+    family, contract, spec, rules = BACK[case]
+    ours = checkpoint(tmp_path / "native", family, spec, *rules)
+    export(tmp_path / "native", contract, tmp_path / "one", separate=True)
+    read_folder(tmp_path / "one", tmp_path / "back")
+    export(tmp_path / "back", contract, tmp_path / "two", separate=True)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    again, tokens = load(tmp_path / "back"), torch.arange(3, 27).view(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, ours(tokens).logits, rtol=0, atol=1e-5)

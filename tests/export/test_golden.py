@@ -32,6 +32,10 @@ FP4_ROW, FP4_VALUES = [0x21, 0xF9] + [0x00] * 6, [0.5, 1.0, -0.5, -6.0] + [0.0] 
 FP8_ROW, FP8_VALUES = [0x38, 0x40, 0xC8, 0x01] * 8, [1.0, 2.0, -4.0, 2.0**-9] * 8
 
 
+def torchao(kind: str, pieces: str, **data: Any) -> dict[str, Any]:
+    return {"_type": kind, "_data": data, "_tensor_data_names": pieces.split()}
+
+
 GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor], list[float]]] = {
     "NVFP4, global scale divides": (
         "compressed-tensors",
@@ -169,6 +173,62 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor], list[float
             "zero_point": torch.tensor([[-1.5]]),
         },
         [6.0, -1.5, 3.5, 0.0],
+    ),
+    "E4M3 under torchao": (
+        "torchao",
+        torchao("Float8Tensor", "qdata scale", block_size=[1, 32]),
+        {"_weight_qdata": raw(FP8_ROW, E4M3), "_weight_scale": torch.tensor([[0.25]])},
+        [v / 4 for v in FP8_VALUES],
+    ),
+    # Bytes of torchao's integers are the signed numbers, and so are zero points: (7 - -5) / 2 = 6.
+    "INT4 with a zero point under torchao": (
+        "torchao",
+        torchao(
+            "IntxUnpackedToInt8Tensor",
+            "qdata scale zero_point",
+            block_size=[1, 4],
+            target_dtype={"_type": "torch.dtype", "_data": "int4"},
+            activation_quantization=None,
+        ),
+        {
+            "_weight_qdata": raw([7, 0xF8, 0xFB, 0], torch.int8),  # 7, -8, -5, 0
+            "_weight_scale": torch.tensor([[0.5]]),
+            "_weight_zero_point": torch.tensor([[-5]], dtype=torch.int8),
+        },
+        [6.0, -1.5, 0.0, 2.5],
+    ),
+    "INT8 under torchao": (
+        "torchao",
+        torchao("Int8Tensor", "qdata scale", block_size=[1, 4]),
+        {
+            "_weight_qdata": raw([1, 2, 255, 129], torch.int8),
+            "_weight_scale": torch.tensor([[0.5]]),
+        },
+        [0.5, 1.0, -0.5, -63.5],
+    ),
+    "NVFP4 under torchao": (
+        "torchao",
+        torchao("NVFP4Tensor", "qdata scale per_tensor_scale", is_swizzled_scales=False),
+        {
+            "_weight_qdata": raw(FP4_ROW, U8),
+            "_weight_scale": raw([0x48], E4M3),
+            "_weight_per_tensor_scale": torch.tensor(8.0),
+        },
+        [v * 4 * 8 for v in FP4_VALUES],
+    ),
+    "MXFP4 under torchao": (
+        "torchao",
+        torchao(
+            "MXTensor",
+            "qdata scale",
+            is_swizzled_scales=False,
+            elem_dtype={"_type": "torch.dtype", "_data": "float4_e2m1fn_x2"},
+        ),
+        {
+            "_weight_qdata": raw(FP4_ROW * 2, U8),
+            "_weight_scale": raw([129], torch.float8_e8m0fnu),
+        },
+        [v * 4 for v in FP4_VALUES * 2],
     ),
 }
 

@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationScheme
+from compressed_tensors.quantization import QuantizationScheme, QuantizationStatus
+from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from minifloat import formats
 from minifloat.export.contract import Layer
 from minifloat.export.contracts import CONTRACTS
 from minifloat.export.write import export
 from minifloat.layers import QLinear
-from minifloat.qtensor import decode
+from minifloat.qtensor import decode, fake_quantize
 from minifloat.rounding import decode as decode_codes
+from minifloat.scales import Scale
 from tests.export.cases import BY_CONTRACT, layer_of
 from tests.export.conftest import Build, config_of
 
@@ -93,8 +96,9 @@ def test_the_packages_own_functions_decode_nvfp4_in_fp32() -> None:
 
 
 # Inputs that transformers' emulation scales by rules of its own: integers by amax / 127.5 in place of
-# amax / 127, MX by rounding the exponent where OCP's rule cuts it. Their weights are judged below.
-OWN_INPUT_RULE = ("W8A8", "W4A8", "MXFP4", "MXFP4XFP8", "MXFP8")
+# amax / 127, MX by rounding the exponent where OCP's rule cuts it, NVFP4 by block scales in bfloat16,
+# of which one in twenty falls on another number of E4M3. Their weights are judged below.
+OWN_INPUT_RULE = ("W8A8", "W4A8", "MXFP4", "MXFP4XFP8", "MXFP8", "NVFP4")
 # transformers 5.23 lays out asymmetric models without packing their zero points, unless it dequantizes.
 DEQUANTIZED_ONLY = ("W4A16_ASYM",)
 LOADED = [case for case in CASES if case not in OWN_INPUT_RULE + DEQUANTIZED_ONLY]
@@ -130,6 +134,45 @@ def test_transformers_takes_our_calibrated_inputs(
     tensors["model.layers.1.mlp.down_proj.input_scale"] *= 1.1
     save_file(tensors, file, {"format": "pt"})
     assert float((ours - _logits(load(tmp_path / "out"))).norm() / ours.norm()) > 1e-3
+
+
+def test_transformers_takes_our_scale_of_block_scales(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its bfloat16 weights, but computed in float32, its NVFP4 logits are ours to the last bits."""
+    monkeypatch.setenv("MINIFLOAT_KERNEL", "reference")
+    source = build(CASES["NVFP4"], dtype=torch.bfloat16)
+    export(source, "compressed-tensors", tmp_path / "out")
+    ours, theirs = (load(folder) for folder in (source, tmp_path / "out"))
+    _logits(theirs)  # its first forward pass decodes the weights
+    for model in (ours, theirs):
+        nn.Module.float(model)  # transformers' own refuses quantized models
+    for name, layer in ours.named_modules():
+        if isinstance(layer, QLinear):
+            layer._held = theirs.get_submodule(name).weight.detach()
+    wanted = _logits(ours)
+    assert float((wanted - _logits(theirs)).norm() / wanted.norm()) < 1e-6
+    theirs.model.layers[1].mlp.down_proj.input_global_scale.data.mul_(1.1)
+    assert float((wanted - _logits(theirs)).norm() / wanted.norm()) > 1e-3
+
+
+def test_the_package_puts_inputs_on_our_grid_under_our_calibrated_scale() -> None:
+    """Bit for bit, and on another grid where the scale is 1, as inputs of 1000 overflow E4M3's 448."""
+    layer = layer_of(CASES["NVFP4"])
+    scheme = CT.scheme(layer.spec, (256, 384))
+    args = QuantizationScheme(targets=["Linear"], **scheme).input_activations
+    module = nn.Linear(384, 256)
+    module.quantization_status = QuantizationStatus.FROZEN
+    x = torch.randn(64, 384, generator=torch.Generator().manual_seed(2)) * 1000
+    assert layer.spec.input is not None and layer.input_scale is not None
+    for outer in (x.abs().max() / (448 * 6), torch.ones(())):
+        layer = replace(layer, input_scale=Scale(outer.reciprocal().reciprocal().reshape(1, 1)))
+        module.input_global_scale = CT.tensors(layer, scheme)["input_global_scale"]
+        theirs = forward_quantize(module, x, "input", args)
+        ours = fake_quantize(x, layer.spec.input, layer.input_scale)
+        torch.testing.assert_close(theirs, ours, rtol=2**-22, atol=0)
+        lost = (ours - x).norm() / x.norm()
+        assert float(lost) < 0.1 or outer == 1
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from minifloat import formats
 from minifloat.errors import UserError
+from minifloat.export.compare import compare
+from minifloat.export.native_folder import open_native
 from minifloat.export.read import read_folder
 from minifloat.export.write import export
 from minifloat.spec import (
@@ -111,17 +113,28 @@ def edit(folder: Path, name: str, value: torch.Tensor) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_calibrated_scales_over_dynamic_inputs_are_refused_or_dropped(
-    build: Build, tmp_path: Path
+@pytest.mark.parametrize("name", ["compressed-tensors", "modelopt"])
+def test_calibrated_scales_over_block_scales_come_back(
+    name: str, build: Build, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    export(build(LayerSpec(NVFP4, NVFP4_INPUT)), "modelopt", out)
-    edit(out, "model.layers.1.mlp.down_proj.input_scale", torch.tensor(0.25))
-    with pytest.raises(UserError, match=r"down_proj has a calibrated scale over.*--weights-only"):
-        read_folder(out, tmp_path / "back")
-    assert read_folder(out, tmp_path / "back", weights_only=True) == 14
-    rules: Any = config_of(tmp_path / "back")["quantization_config"]["rules"]
+    out, source = tmp_path / "out", build(LayerSpec(NVFP4, NVFP4_INPUT))
+    export(source, name, out)
+    assert compare(out, open_native(source)) == []
+    read_folder(out, tmp_path / "back")
+    layer = "model.layers.1.mlp.down_proj"
+    scales = [open_native(folder).input_scale(layer) for folder in (source, tmp_path / "back")]
+    one, two = (float(scale.stored) for scale in scales if scale is not None)
+    assert one != 1 and abs(one / two - 1) < 2**-22
+    edit(out, f"{layer}.{INPUT[name]}", torch.tensor(0.25).reshape(() if name == "modelopt" else 1))
+    assert [line[: len(layer) + 20] for line in compare(out, open_native(source))] == [
+        f"{layer}: its input scale is"
+    ]
+    assert read_folder(out, tmp_path / "weights", weights_only=True) == 14
+    rules: Any = config_of(tmp_path / "weights")["quantization_config"]["rules"]
     assert rules[0][1]["input"] is None
+
+
+INPUT = {"compressed-tensors": "input_global_scale", "modelopt": "input_scale"}
 
 
 def test_what_has_no_place_is_refused(build: Build, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minifloat import formats
+from minifloat.card import write_card
 from minifloat.errors import UserError
 from minifloat.export.compare import compare
 from minifloat.export.native import save
@@ -130,6 +131,9 @@ def test_what_has_no_place(tmp_path: Path) -> None:
         export(source, "sdnq", tmp_path / "out")
 
 
+REPORT = {"model": "m", "method": "m", "seed": 0, "minifloat": "0", "settings": {}, "ledger": []}
+
+
 def test_a_pipeline_goes_out_whole(tmp_path: Path) -> None:
     source = tmp_path / "pipe"
     checkpoint(source / "transformer")
@@ -146,6 +150,11 @@ def test_a_pipeline_goes_out_whole(tmp_path: Path) -> None:
         "transformer",
     }
     assert {f.verdict for f in verify(out / "transformer", parse_reader("diffusers"))} == {"needs"}
+    write_card(REPORT, source, pipeline=True)
+    card = (source / "README.md").read_text()
+    assert "export DIR --to sdnq --out DIR2\n  # diffusers: DiffusionPipeline" in card
+    assert "- torchao cannot hold conv: it is a 3x3 convolution" in card
+    assert "modelopt" not in card
     (source / "transformer" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no component of the pipeline"):
         export_pipeline(source, "sdnq", tmp_path / "no")

@@ -140,6 +140,7 @@ def test_a_pipeline_without_words(tmp_path: Path) -> None:
     settings = ("--set", "weight_bits=8", "--set", "rounding=nearest")
     assert minifloat("quantize", plain, "--out", out, *QUICK, *settings) == 0
     assert (out / "unet" / "config.json").is_file()
+    assert "## Other engines" in (out / "README.md").read_text()
     assert json.loads((out / "report.json").read_text())["pictures"][0]["file"].endswith(".png")
 
 

@@ -43,7 +43,8 @@ def packed(linear: nn.Linear, spec: LayerSpec) -> QLinear:
     assert spec.weight is not None
     q = encode(linear.weight.detach(), spec.weight)
     bias = None if linear.bias is None else linear.bias.detach()
-    return QLinear.pack(q, spec, bias, torch.float32)
+    given = Scale(torch.full((1, 1), 2e-3)) if spec.calibrated is not None else None
+    return QLinear.pack(q, spec, bias, torch.float32, input_scale=given)
 
 
 @pytest.fixture(autouse=True)

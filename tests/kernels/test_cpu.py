@@ -126,6 +126,16 @@ def test_integers_are_multiplied_exactly(isa: str, weight: str, tokens: int) -> 
     assert torch.equal(fast.linear(x, layer).double(), exact)
 
 
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_block_scales_lie_under_the_calibrated_one(isa: str, tokens: int) -> None:
+    x, layer = problem(LayerSpec(NVFP4, NVFP4), tokens, 304, 21)
+    layer = layer._replace(input_scale=Scale(x.abs().max().reshape(1, 1) / (448 * 6)))
+    assert_close(fast.linear(x, layer), reference.linear(x, layer))
+    error = (layer.quantized_input(x) - x).norm() / x.norm()
+    other = layer._replace(input_scale=Scale(torch.full((1, 1), 1e-5)))  # which clips
+    assert float((other.quantized_input(x) - x).norm() / x.norm()) > 5 * float(error)
+
+
 @pytest.mark.parametrize("spec", [None, INT8_TOKEN, FP8_TOKEN], ids=str)
 @pytest.mark.parametrize("tokens", [3, 24])
 def test_bf16_goes_in_and_out(isa: str, spec: QuantSpec | None, tokens: int) -> None:

@@ -1,5 +1,6 @@
 """Learned rounding, searched formats and static inputs on small blocks, linear and convolutional."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,14 +13,14 @@ from minifloat.calibrate.walk import Window, Work
 from minifloat.errors import UserError
 from minifloat.passes.assign import assign_scales, round_to_nearest
 from minifloat.passes.assign import collect as collect_hessians
-from minifloat.passes.formats import search_inputs, search_weights
+from minifloat.passes.formats import activation_matrix, search_inputs, search_weights
 from minifloat.passes.gptq import gptq_targets, solve_gptq
 from minifloat.passes.learn import learn_rounding
 from minifloat.passes.rounder import Annealing
 from minifloat.qtensor import decode, encode, fake_quantize
 from minifloat.rounding import neighbours
 from minifloat.scales import FULL_GRID, search_scale
-from minifloat.spec import LayerSpec, QuantSpec
+from minifloat.spec import NVFP4, LayerSpec, QuantSpec
 
 INPUT = QuantSpec(formats.E4M3, (-1, -1))
 
@@ -260,6 +261,27 @@ def test_static_inputs_choose_unsigned_formats_where_nothing_is_negative() -> No
     assert first.spec.input is not None
     rounded = fake_quantize(x, first.spec.input, first.input_scale)
     assert float((rounded - x).norm() / x.norm()) < 0.03
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_block_scales_get_the_scale_that_lets_the_largest_input_fit(size: float) -> None:
+    """Under it nothing overflows E4M3's 448, whatever the inputs' size; under 1, large ones do."""
+    found, _, _ = window(LayerSpec(NVFP4, NVFP4))
+    for call in found.calls:
+        call.args[0].mul_(size)
+    for apply in (assign_scales(), round_to_nearest(), search_inputs()):
+        apply(found)
+    first = found.layers["b.first"]
+    x = torch.cat([activation_matrix(call.args[0], first.module) for call in found.calls])
+    assert first.spec.input is not None and first.input_scale is not None
+    assert float(first.input_scale.stored) == pytest.approx(float(x.abs().max()) / (448 * 6))
+    plain = replace(first.spec.input, scale=formats.E4M3)
+    errors = [
+        float((fake_quantize(x, *grid) - x).norm() / x.norm())
+        for grid in ((first.spec.input, first.input_scale), (plain, None))
+    ]
+    assert errors[0] < 0.12
+    assert errors[1] > (0.9 if size > 1 else 0.0)
 
 
 def test_a_static_input_without_a_pass_that_finds_its_scale_is_refused() -> None:

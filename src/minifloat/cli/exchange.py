@@ -12,7 +12,10 @@ from minifloat.errors import UserError
 def export(
     folder: Annotated[Path, typer.Argument(help="A checkpoint of 'minifloat quantize'.")],
     to: Annotated[
-        str, typer.Option(help="compressed-tensors, modelopt, quark, fp8, humming, sdnq or gguf.")
+        str,
+        typer.Option(
+            help="compressed-tensors, modelopt, quark, fp8, humming, sdnq, torchao or gguf."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the exported checkpoint.")],
     separate: Annotated[

@@ -35,7 +35,8 @@ class Layer:
     Attributes:
         spec: how its weight and input are quantized.
         q: codes uint8 [N, K], one a byte, and their scales.
-        input_scale: calibrated scales of a static input, as they are stored; None for other inputs.
+        input_scale: calibrated scales of an input or of its block scales, as they are stored; None
+            for other inputs.
         low_rank: its branch (up [N, rank], down [rank, K]), if it has one.
     """
 
@@ -62,6 +63,8 @@ class Contract:
         with_form: adds to a scheme what a convolution or a low-rank branch needs; without it, such
             layers are refused.
         hub: whether its readers take a mixture's experts one by one, as they are on the hub.
+        header: (schemes, {plain tensor's name: dtype}) -> metadata of every file, for readers that look
+            for schemes there; it comes back to `schemes` as the configuration's "header".
     """
 
     scheme: Callable[[LayerSpec, Shape], Scheme]
@@ -75,6 +78,7 @@ class Contract:
     fused: bool = True
     with_form: Callable[[Scheme, Stored], Scheme] | None = None
     hub: bool = True
+    header: Callable[[dict[str, Scheme], dict[str, torch.dtype]], dict[str, str]] | None = None
 
 
 def weight_of(spec: LayerSpec) -> QuantSpec:
@@ -128,6 +132,13 @@ def static_scale(layer: Layer) -> Scale:
     if layer.input_scale is None:
         raise Refusal("its input is static, but no scale was calibrated for it")
     return layer.input_scale
+
+
+def block_scale(layer: Layer) -> Tensor:
+    """The calibrated scale [1, 1] of NVFP4's block scales; 1 where the spec has none."""
+    if layer.spec.calibrated is None:
+        return torch.ones(1, 1)
+    return static_scale(layer).stored
 
 
 def is_integer(fmt: Format) -> bool:

@@ -9,6 +9,7 @@ from minifloat.export.humming import HUMMING
 from minifloat.export.modelopt import MODELOPT
 from minifloat.export.quark import QUARK
 from minifloat.export.sdnq import SDNQ
+from minifloat.export.torchao import TORCHAO
 from minifloat.spec import LayerSpec
 
 CONTRACTS: dict[str, Contract] = {
@@ -18,6 +19,7 @@ CONTRACTS: dict[str, Contract] = {
     "fp8": HF_FP8,
     "humming": HUMMING,
     "sdnq": SDNQ,
+    "torchao": TORCHAO,
 }
 
 

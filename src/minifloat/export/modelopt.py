@@ -7,7 +7,7 @@ converters of diffusion models disagree. The configuration is written twice, in 
 legacy hf_quant_config.json, since readers look at one or the other.
 
 FP8 has one scale a tensor and one for the calibrated input, both fp32 scalars. NVFP4's inputs have block
-scales of the run under a calibrated outer one; our layers have no such input, and 1 is written.
+scales of the run under a calibrated one, `input_scale`; it is 1 where our spec has none.
 """
 
 from dataclasses import replace
@@ -22,6 +22,7 @@ from minifloat.export.contract import (
     Refusal,
     Scheme,
     Shape,
+    block_scale,
     multiple,
     no_ragged,
     static_scale,
@@ -35,7 +36,8 @@ from minifloat.scales import Scale
 from minifloat.spec import FP8_TOKEN, LayerSpec, QuantSpec
 
 _NVFP4 = QuantSpec(E2M1, (1, 16), QuantSpec(E4M3, (-1, -1)))
-_NVFP4_INPUT = QuantSpec(E2M1, (1, 16), E4M3, dynamic=True)
+_NVFP4_INPUT = replace(_NVFP4, dynamic=True)
+_NVFP4_PLAIN_INPUT = replace(_NVFP4_INPUT, scale=E4M3)
 _MXFP8 = QuantSpec(E4M3, (1, 32), E8M0, "ocp")
 _CHANNEL, _TENSOR = QuantSpec(E4M3, (1, -1)), QuantSpec(E4M3, (-1, -1))
 _NAMES = {
@@ -57,7 +59,7 @@ _LAYERS = {
 def scheme(spec: LayerSpec, shape: Shape) -> Scheme:
     """`quant_algo`, and the group size where there is one."""
     weight = replace(weight_of(spec), dynamic=False)
-    given = spec.input
+    given = _NVFP4_INPUT if spec.input == _NVFP4_PLAIN_INPUT else spec.input
     no_ragged(weight, shape)
     if weight.scale == E8M0:
         weight = replace(weight, scale_rounding="ocp")  # the rule leaves no trace in the tensors
@@ -69,11 +71,6 @@ def scheme(spec: LayerSpec, shape: Shape) -> Scheme:
                 multiple(shape[1], 2, "and two codes share a byte")
             size = {} if weight.tile[1] == -1 else {"group_size": weight.tile[1]}
             return {"quant_algo": algo, **size}
-    if given is not None and given.format == E2M1 and given.outer is not None:
-        raise Refusal(
-            "its input's outer scale must be a constant; give the input the spec "
-            '{"format": "e2m1", "tile": [1, 16], "scale": "e4m3"}, whose constant is 1'
-        )
     raise Refusal(
         f"no algorithm has weights {weight} with inputs {given or 'in full precision'}; "
         f"it has {', '.join(_LAYERS)}"
@@ -95,7 +92,7 @@ def tensors(layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
             "weight_scale_2": q.scale.outer.reshape(()),
         }
         if "input_scale" in suffixes(scheme):
-            found["input_scale"] = torch.ones(())
+            found["input_scale"] = block_scale(layer).reshape(())
         return found
     scale = q.scale.stored
     weight = q.codes.contiguous().view(torch.float8_e4m3fn)
@@ -155,7 +152,7 @@ def read(scheme: Scheme, found: dict[str, Tensor]) -> Layer:
     else:
         codes = weight.view(torch.uint8)
         stored = Scale(scale if scheme["quant_algo"] == "MXFP8" else scale.reshape(-1, 1))
-    if spec.static_input:
+    if spec.calibrated is not None:
         given = Scale(found["input_scale"].float().reshape(1, 1))
     q = QTensor(codes, stored, spec.weight, (codes.shape[0], codes.shape[1]))
     return Layer(spec, q, given)

@@ -75,8 +75,8 @@ class NativeFolder:
         return Layer(self.specs[name], q, self.input_scale(name), branch)
 
     def input_scale(self, name: str) -> Scale | None:
-        """The calibrated scales of a layer's static input."""
-        if not self.specs[name].static_input:
+        """The calibrated scales of a layer's input."""
+        if self.specs[name].calibrated is None:
             return None
         return Scale(self._read(name, "input_scale"), None, self._zero(name, "input"))
 
@@ -151,7 +151,7 @@ def _check_scales(
     path: Path, name: str, spec: LayerSpec, shape: Shape | None, known: dict[str, Entry]
 ) -> None:
     """Refuse a layer that lacks a tensor its spec asks for, or has another number of scales."""
-    weight, x = spec.weight, spec.input if spec.static_input else None
+    weight, x = spec.weight, spec.calibrated
     assert weight is not None
     wanted = ["weight_scale"]
     wanted += ["weight_outer_scale"] if weight.outer is not None else []

@@ -8,7 +8,7 @@ from minifloat.export.contracts import CONTRACTS
 from minifloat.export.gguf.folder import open_gguf
 from minifloat.export.gguf.write import FILE
 from minifloat.export.native_folder import read_config
-from minifloat.shards import entries
+from minifloat.shards import entries, metadata_of
 
 
 def open_contract(path: Path) -> ContractFolder:
@@ -29,6 +29,8 @@ def open_contract(path: Path) -> ContractFolder:
     if name not in CONTRACTS:
         known = ", ".join(CONTRACTS)
         raise UserError(f"{path} has the quantization method {name!r}; known here: {known}")
+    if CONTRACTS[name].header is not None:
+        quantization = {**quantization, "header": metadata_of(path)}
     places = entries(path)
     present: dict[str, set[str]] = {}
     for tensor in places:

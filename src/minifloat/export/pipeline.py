@@ -25,7 +25,7 @@ def export_pipeline(source: Path, to: str, out: Path, **options: bool) -> dict[s
     Raises:
         UserError: no component is a checkpoint of ours, or the contract cannot hold it.
     """
-    name = _quantized(source)
+    name = quantized_component(source).name
     with whole_or_nothing(out) as partial:
         done = export(source / name, to, partial / name, **options)
         for path in sorted(source.iterdir()):
@@ -38,10 +38,15 @@ def export_pipeline(source: Path, to: str, out: Path, **options: bool) -> dict[s
     return done
 
 
-def _quantized(source: Path) -> str:
+def quantized_component(source: Path) -> Path:
+    """The folder of a pipeline's component that is a checkpoint of ours.
+
+    Raises:
+        UserError: there is none.
+    """
     for path in sorted(source.iterdir()):
         if (path / "config.json").is_file():
             quantization = read_config(path).get("quantization_config") or {}
             if quantization.get("quant_method") == QUANT_METHOD:
-                return path.name
+                return path
     raise UserError(f"no component of the pipeline {source} is a minifloat checkpoint")

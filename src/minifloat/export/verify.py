@@ -109,7 +109,7 @@ def _facts(folder: ContractFolder) -> Iterator[tuple[str, Fact]]:
                 fused=len(others) > 1,
                 same_scheme=all(folder.schemes.get(other) == scheme for other in others),
                 same_outer=_same(folder, others, ("weight_global_scale", "weight_scale_2")),
-                same_input=_same(folder, others, ("input_scale",)),
+                same_input=_same(folder, others, ("input_scale", "input_global_scale")),
                 tensors=frozenset(folder.contract.suffixes(scheme)),
             ),
         )

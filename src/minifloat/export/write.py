@@ -22,7 +22,7 @@ from minifloat.export.native import stem_of, whole_or_nothing
 from minifloat.export.native_folder import NativeFolder, open_native, refuse_special
 from minifloat.models.fused import fused_groups
 from minifloat.scales import Scale
-from minifloat.shards import write
+from minifloat.shards import DTYPES, write
 
 
 def export(
@@ -59,7 +59,8 @@ def export(
         raise UserError(f"{to} cannot hold this plan: {error}") from error
     with whole_or_nothing(out) as partial:
         tensors = _tensors(folder, contract, schemes)
-        sizes = write(partial, tensors, stem=stem_of(folder.config))
+        header = _header(folder, contract, schemes)
+        sizes = write(partial, tensors, stem=stem_of(folder.config), metadata=header)
         config = {**folder.config, "quantization_config": quantization}
         _json(partial / "config.json", config)
         for name, content in contract.files(quantization).items():
@@ -148,6 +149,13 @@ def _equal(one: Tensor | None, two: Tensor | None) -> bool:
     if one is None or two is None:
         return one is two
     return torch.equal(one, two)
+
+
+def _header(folder: NativeFolder, contract: Contract, schemes: dict[str, Scheme]) -> dict[str, str]:
+    if contract.header is None:
+        return {}
+    plain = {name: DTYPES[folder.entries[name].dtype] for name in folder.others()}
+    return contract.header(schemes, plain)
 
 
 def _tensors(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minifloat.kernels import native
 from minifloat.kernels.native.layer import Formats
-from minifloat.qtensor import fake_quantize, scale_of
+from minifloat.qtensor import fake_quantize, input_scale
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
 
@@ -108,7 +108,7 @@ def _prepared(
     assert spec is not None
     if not formats.rounds_input:
         return fake_quantize(x, spec, static), None
-    scale = static or scale_of(x.reshape(-1, x.shape[-1]).float(), spec)
+    scale = input_scale(x.reshape(-1, x.shape[-1]).float(), spec, static)
     return x, scale.values(spec).contiguous()
 
 

@@ -24,7 +24,7 @@ class PackedLinear(NamedTuple):
         bias: [out] or None.
         low_rank: the branch (up [out, rank], down [rank, in]) or None.
         held: the decoded weight, where it is kept in memory.
-        input_scale: of static activations.
+        input_scale: of calibrated activations, or of their scales.
         name: the spec as JSON, if it is known.
     """
 

@@ -19,7 +19,7 @@ from minifloat.calibrate.walk import Pass, Window, Work
 from minifloat.errors import UserError, unknown
 from minifloat.formats import Format
 from minifloat.qtensor import scale_of
-from minifloat.scales import FULL_GRID, choose_format
+from minifloat.scales import FULL_GRID, Scale, choose_format
 
 # Of the 111 factors, the ones looked at first: within 1 % of the full search's error for a tensor.
 _COARSE = 5
@@ -62,6 +62,8 @@ def search_inputs(
 ) -> Pass:
     """Give every static input the candidate (its own format if None) and scales of least squared error.
 
+    Block scales of the run under a calibrated one (NVFP4) get the one that the largest input asks.
+
     With the objective "output", errors count by what the layer's weights make of them; the taps of
     a convolution count one by one.
 
@@ -71,9 +73,7 @@ def search_inputs(
 
     def apply(window: Window) -> None:
         static = {
-            name: work
-            for name, work in window.layers.items()
-            if work.spec.input is not None and not work.spec.input.dynamic
+            name: work for name, work in window.layers.items() if work.spec.calibrated is not None
         }
         samples = sample_inputs(window, static)
         for name, work in static.items():
@@ -84,6 +84,11 @@ def search_inputs(
                     f"no calibration input reached {name}, so its inputs have no static scale; "
                     "use more batches or dynamic inputs"
                 )
+            if spec.dynamic:
+                outer = scale_of(rows, spec).outer
+                assert outer is not None
+                work.input_scale = Scale(outer)
+                continue
             if spec.zero_point:
                 work.input_scale = scale_of(rows, spec)
                 continue

@@ -16,8 +16,9 @@ MX = {
     E2M3: "mxfp6-pack-quantized",
     E4M3: "mxfp8-quantized",
 }
-# An input whose block scales have no scale of their own: a global scale of 1.
-NVFP4_INPUT = QuantSpec(E2M1, (1, 16), E4M3)
+# Inputs with block scales of the run: under one calibrated scale, or under none, which is written as 1.
+NVFP4_INPUT = replace(NVFP4, dynamic=True)
+NVFP4_PLAIN_INPUT = replace(NVFP4_INPUT, scale=E4M3)
 
 
 def weight_spec(args: dict[str, Any], dtype: torch.dtype) -> QuantSpec:
@@ -35,7 +36,7 @@ def input_spec(args: dict[str, Any], static: bool) -> QuantSpec:
     if static and args["strategy"] != "tensor":
         raise Refusal(f"its input has calibrated scales by {args['strategy']}, not one a tensor")
     if args["strategy"] == "tensor_group":
-        return replace(NVFP4_INPUT, dynamic=True)
+        return NVFP4_INPUT
     fmt = _element(args)
     if args.get("scale_dtype") == "torch.uint8":
         return QuantSpec(fmt, (1, 32), E8M0, "ocp", dynamic=True)

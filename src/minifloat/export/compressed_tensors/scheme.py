@@ -3,7 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from minifloat.export.compressed_tensors.arguments import FLOATS, MX, NVFP4_INPUT
+from minifloat.export.compressed_tensors.arguments import (
+    FLOATS,
+    MX,
+    NVFP4_INPUT,
+    NVFP4_PLAIN_INPUT,
+)
 from minifloat.export.contract import (
     Refusal,
     Scheme,
@@ -66,13 +71,8 @@ def _input_args(layer: LayerSpec, weight: QuantSpec, layout: str) -> dict[str, A
         return None
     if layer.static_input:
         return _static_args(spec, weight, layout)
-    if spec == replace(NVFP4_INPUT, dynamic=True):
+    if spec in (NVFP4_INPUT, NVFP4_PLAIN_INPUT):
         return {**_args(spec, 4, "tensor_group", "torch.float8_e4m3fn"), "dynamic": "local"}
-    if spec == replace(NVFP4, dynamic=True):
-        raise Refusal(
-            "its input's outer scale must be a constant; give the input the spec "
-            '{"format": "e2m1", "tile": [1, 16], "scale": "e4m3"}, whose constant is 1'
-        )
     known = spec.format in FLOATS or (is_integer(spec.format) and spec.format.bits in (4, 8))
     if spec.tile == (1, 32) and spec.scale == E8M0 and spec.format in MX:
         return _args(spec, FLOATS[spec.format], "group", "torch.uint8")

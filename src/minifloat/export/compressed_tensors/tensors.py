@@ -10,6 +10,7 @@ from minifloat.export.contract import (
     Shape,
     as_bytes,
     as_words,
+    block_scale,
     flip_sign,
     static_scale,
 )
@@ -28,8 +29,8 @@ def suffixes(scheme: Scheme) -> tuple[str, ...]:
         names.append("weight_zero_point")
     if layout == "nvfp4-pack-quantized":
         names.append("weight_global_scale")
-        if scheme["input_activations"] is not None:
-            names.append("input_global_scale")
+    if _is_nvfp4_input(scheme):
+        names.append("input_global_scale")
     if _is_static(scheme):
         asymmetric = not scheme["input_activations"]["symmetric"]
         names += ["input_scale"] + ["input_zero_point"] * asymmetric
@@ -42,9 +43,17 @@ def _is_static(scheme: Scheme) -> bool:
     return given is not None and given.get("dynamic", False) is False
 
 
+def _is_nvfp4_input(scheme: Scheme) -> bool:
+    """Whether inputs have block scales of the run under a stored one."""
+    given = scheme["input_activations"]
+    return given is not None and given["strategy"] == "tensor_group"
+
+
 def tensors(layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
     """The tensors of one layer by suffix."""
     found = _weights(layer.q, scheme)
+    if _is_nvfp4_input(scheme):
+        found["input_global_scale"] = block_scale(layer).reshape(1).reciprocal()
     if _is_static(scheme):
         given = static_scale(layer)
         found["input_scale"] = given.stored.float().reshape(1)
@@ -58,7 +67,7 @@ def _weights(q: QTensor, scheme: Scheme) -> dict[str, Tensor]:
     if layout == "pack-quantized":
         return _packed_integers(q)
     if layout == "nvfp4-pack-quantized":
-        return _nvfp4(q, scheme)
+        return _nvfp4(q)
     if layout in MX.values():
         name = "weight" if layout == "mxfp8-quantized" else "weight_packed"
         packed = pack(q.codes, q.spec.format.bits)
@@ -84,16 +93,13 @@ def _packed_integers(q: QTensor) -> dict[str, Tensor]:
     return found
 
 
-def _nvfp4(q: QTensor, scheme: Scheme) -> dict[str, Tensor]:
+def _nvfp4(q: QTensor) -> dict[str, Tensor]:
     assert q.scale.outer is not None
-    found = {
+    return {
         "weight_packed": pack(q.codes, 4),
         "weight_scale": q.scale.stored.view(torch.float8_e4m3fn),
         "weight_global_scale": q.scale.outer.reshape(1).reciprocal(),
     }
-    if scheme["input_activations"] is not None:
-        found["input_global_scale"] = torch.ones(1)
-    return found
 
 
 def read(scheme: Scheme, found: dict[str, Tensor]) -> Layer:
@@ -103,8 +109,12 @@ def read(scheme: Scheme, found: dict[str, Tensor]) -> Layer:
         scheme["input_activations"],
     )
     layer = LayerSpec(spec, None if given is None else input_spec(given, _is_static(scheme)))
-    static = _read_static(found) if _is_static(scheme) else None
-    return Layer(layer, _read_weights(scheme["format"], spec, found), static)
+    calibrated = None
+    if _is_nvfp4_input(scheme):
+        calibrated = Scale(found["input_global_scale"].float().reciprocal().reshape(1, 1))
+    elif _is_static(scheme):
+        calibrated = _read_static(found)
+    return Layer(layer, _read_weights(scheme["format"], spec, found), calibrated)
 
 
 def _read_static(found: dict[str, Tensor]) -> Scale:

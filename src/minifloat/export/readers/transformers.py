@@ -1,6 +1,7 @@
 """What transformers does with our folders."""
 
 from minifloat.export.readers.rule import Fact, Reader, Rule
+from minifloat.export.readers.torchao import TORCHAO_RULES
 
 
 def _ct(fact: Fact) -> bool:
@@ -17,6 +18,7 @@ def _odd(fact: Fact) -> bool:
 
 
 RULES = (
+    *TORCHAO_RULES,
     Rule(
         "asymmetric-needs-dequantize", "refuses",
         'zero points are laid out unpacked; set "dequantize": true in the quantization_config',
@@ -76,7 +78,7 @@ RULES = (
 
 TRANSFORMERS = Reader(
     (5, 23),
-    ("compressed-tensors", "modelopt", "quark", "fp8", "gguf", "sdnq"),
+    ("compressed-tensors", "modelopt", "quark", "fp8", "gguf", "sdnq", "torchao"),
     RULES,
     ("modelopt",),
 )

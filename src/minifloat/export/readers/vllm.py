@@ -72,9 +72,11 @@ RULES = (
     ),
     Rule(
         "static-input-shared", "differs",
-        "fused layers keep one input scale: the largest for FP8, the last one loaded for integers",
-        "source: vLLM 0.32 schemes/compressed_tensors_w8a8_fp8.py and _int8.py, modelopt.py",
-        lambda f: f.fused and f.spec.static_input and not f.same_input,
+        "fused layers keep one input scale: the largest for FP8, the smallest for NVFP4 and the last "
+        "one loaded for integers",
+        "source: vLLM 0.32 schemes/compressed_tensors_w8a8_fp8.py, _w8a8_int8.py and _w4a4_nvfp4.py, "
+        "modelopt.py",
+        lambda f: f.fused and f.spec.calibrated is not None and not f.same_input,
     ),
     Rule(
         "mxfp6-no-scheme", "refuses",
