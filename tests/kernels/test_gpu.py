@@ -116,7 +116,7 @@ def test_every_tile_equals_the_reference(tokens: int) -> None:
 def test_programs_share_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from minifloat.kernels.gpu import linear
 
-    monkeypatch.setattr(linear, "_device", lambda device: (True, 132))
+    monkeypatch.setattr(linear, "device_of", lambda device: (True, 132))
     x, layer = problem(LayerSpec(FP4_G128), 2, 2100, 40)
     assert tile_of(recipe_of(layer.spec, True), 2, 40, 2100, 132).split == 4
     assert_close(on_gpu(x, layer), reference.linear(x, layer))

@@ -5,14 +5,17 @@ of fp32's. For many, arithmetic rules, and codes are multiplied in few bits wher
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.kernels import ops, reference
-from minifloat.kernels.packed import PackedLinear
+from minifloat.kernels.packed import PackedLinear, spec_name
+from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize
+from minifloat.spec import CacheSpec, QuantSpec
 
 
 def linear(x: Tensor, layer: PackedLinear) -> Tensor:
@@ -40,6 +43,23 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tens
     if layer.spec.output is None:
         return y
     return fake_quantize(y.movedim(1, -1), layer.spec.output).movedim(-1, 1)
+
+
+def attention_kv(
+    query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """As `reference.attention_kv`, up to the order of sums, for one query; more of them go there."""
+    if query.shape[2] != 1:
+        return reference.attention_kv(query, keys, values, mask, scaling)
+    stored = [(part.codes, part.scale.stored, part.scale.zero) for part in (keys, values)]
+    spec = _cache_name(keys.spec, values.spec)
+    y: Tensor = ops.attention_kv(query, *stored[0], *stored[1], mask, scaling, values.width, spec)
+    return y
+
+
+@cache
+def _cache_name(keys: QuantSpec, values: QuantSpec) -> str:
+    return spec_name(CacheSpec(keys, values))
 
 
 def _check(given: int, wanted: int) -> None:

@@ -116,6 +116,16 @@ def _wide(bias: Tensor | None) -> Tensor | None:
     return bias if bias is None or bias.dtype == torch.float32 else bias.float()
 
 
+def _attention_kv_gpu(query: Tensor, *operands: Any) -> Tensor:
+    from minifloat.kernels.gpu.attention import attention_kv
+
+    return attention_kv(query, *operands)
+
+
+def _attention_kv_shape(query: Tensor, *rest: Any) -> Tensor:
+    return query.new_empty((*query.shape[:-1], rest[-2]))
+
+
 _LIBRARY = torch.library.Library("minifloat", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
@@ -126,5 +136,12 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 _LIBRARY.impl("conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("conv2d", _conv2d_shape, "Meta")  # type: ignore[no-untyped-call]
+_STATES = ", ".join(f"Tensor {x}, Tensor {x}_scale, Tensor? {x}_zero" for x in ("keys", "values"))
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"attention_kv(Tensor query, {_STATES}, Tensor? mask, float scaling, int width, str spec) -> Tensor"
+)
+_LIBRARY.impl("attention_kv", _attention_kv_gpu, "CUDA")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("attention_kv", _attention_kv_shape, "Meta")  # type: ignore[no-untyped-call]
 linear = torch.ops.minifloat.linear.default
 conv2d = torch.ops.minifloat.conv2d.default
+attention_kv = torch.ops.minifloat.attention_kv.default

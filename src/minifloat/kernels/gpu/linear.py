@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minifloat.kernels.gpu.activations import quantized
+from minifloat.kernels.gpu.device import device_of
 from minifloat.kernels.gpu.product import product
 from minifloat.kernels.gpu.recipe import recipe_of
 from minifloat.kernels.gpu.tile import tile_of
@@ -30,7 +31,7 @@ def linear(
 ) -> Tensor:
     """x [..., in] times codes [out, packed]: [..., out], in the dtype of x; as `reference.linear`."""
     layer = _read(spec)
-    eight_bit_floats, processors = _device(x.device)
+    eight_bit_floats, processors = device_of(x.device)
     recipe = recipe_of(layer, eight_bit_floats)
     static = None if input_scale is None else Scale(input_scale, None, input_zero)
     wide = (x if x.dtype in _DTYPES else x.float()).reshape(-1, x.shape[-1]).contiguous()
@@ -49,12 +50,3 @@ def linear(
 @cache
 def _read(spec: str) -> LayerSpec:
     return LayerSpec.from_json(json.loads(spec))
-
-
-@cache
-def _device(device: torch.device) -> tuple[bool, int]:
-    """Whether it multiplies FP8, and its multiprocessors; Triton's interpreter does and has one."""
-    if device.type != "cuda":
-        return True, 1
-    found = torch.cuda.get_device_properties(device)
-    return (found.major, found.minor) >= (8, 9), found.multi_processor_count

@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 
 from minifloat.formats import E4M3, FP32, Format
-from minifloat.spec import LayerSpec, QuantSpec
+from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 Operand = Literal["float", "int8", "fp8"]
 Kind = Literal["float", "integer", "table"]
 # Columns of the shortest product of 8-bit numbers.
 SHORTEST = 32
+# Columns of a group that is a row: more than any, so that kernels do not depend on a row's length.
+LONG = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ def refuses(spec: LayerSpec) -> str:
     if spec.weight.outer is not None and spec.weight.outer.tile not in ((1, -1), (-1, -1)):
         return "scales of scales are one a row or one for all"
     return ""
+
+
+def refuses_cache(spec: CacheSpec) -> str:
+    """The same for attention over keys and values in few bits."""
+    return "triton is not installed" if find_spec("triton") is None else ""
 
 
 @cache
