@@ -246,7 +246,11 @@ INT8_TOKEN = replace(INT8_CHANNEL, dynamic=True)
 FP4_G128 = QuantSpec(formats.E2M1, (1, 128), formats.FP16)
 INT4_G128 = QuantSpec(formats.INT4, (1, 128), formats.FP16)
 NF4_G64 = QuantSpec(formats.NF4, (1, 64), formats.FP32)
-# QoQ's keys and values: each token of a head has an FP16 scale and a zero point (arXiv 2405.04532).
+# QoQ's weights: integer scales and zero points under one FP16 scale a row, keys and values with an FP16
+# scale and a zero point for each token of a head (arXiv 2405.04532).
+QOQ_G128 = QuantSpec(
+    formats.UINT4, (1, 128), QuantSpec(formats.UINT8, (1, -1), formats.FP16), zero_point=True
+)
 UINT4_TOKEN = QuantSpec(formats.UINT4, (1, -1), formats.FP16, zero_point=True, dynamic=True)
 
 SPECS: dict[str, QuantSpec] = {
@@ -264,5 +268,6 @@ SPECS: dict[str, QuantSpec] = {
     "fp4-g128": FP4_G128,
     "int4-g128": INT4_G128,
     "nf4-g64": NF4_G64,
+    "qoq-g128": QOQ_G128,
     "uint4-token": UINT4_TOKEN,
 }

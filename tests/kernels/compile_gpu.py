@@ -26,6 +26,7 @@ from minifloat.spec import (
     FP8_TOKEN,
     INT8_TOKEN,
     MXFP6,
+    QOQ_G128,
     UINT4_TOKEN,
     LayerSpec,
     QuantSpec,
@@ -41,12 +42,11 @@ CASES = {
     "w4a16 zero points": (80, LayerSpec(INT4_ZERO), torch.float16, 64),
     "w6a16": (80, LayerSpec(MXFP6), torch.bfloat16, 16),
     "w4a8 integers": (80, LayerSpec(FP4_G128, INT8_TOKEN), torch.bfloat16, 256),
+    "w4a8 qoq": (80, LayerSpec(QOQ_G128, INT8_TOKEN), torch.bfloat16, 256),
     "w4a8 m2": (90, LayerSpec(M2, FP8_TOKEN), torch.bfloat16, 256),
 }
 ATTENTION = {
     "kv4": (80, UINT4_TOKEN, torch.float16),
-    "kv4 hopper": (90, UINT4_TOKEN, torch.bfloat16),
-    "kv8 floats": (90, FP8_TOKEN, torch.bfloat16),
     "kv4 groups": (90, QuantSpec(formats.E2M1, (1, 16), formats.FP16), torch.bfloat16),
 }
 _TYPES = {

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minifloat.kernels.gpu.decode import load_codes, load_scales, numbers, widen
+from minifloat.kernels.gpu.decode import load_codes, load_scales, numbers, times, widen
 from minifloat.kernels.gpu.device import table_on
 from minifloat.kernels.gpu.recipe import LONG, Recipe
 from minifloat.kernels.gpu.tile import Tile
@@ -38,7 +38,8 @@ def kernel(
     if outer is not None:
         over = tl.load(outer + lines * outer_step).to(tl.float32)
     operand: tl.constexpr = x.dtype.element_ty
-    sums: tl.constexpr = tl.int32 if operand == tl.int8 and SCALED == "row" else tl.float32
+    whole: tl.constexpr = operand == tl.int8 and SCALED != "block"
+    sums: tl.constexpr = tl.int32 if whole else tl.float32
     total = tl.zeros((ROWS, TOKENS), sums)
     for start in range(first, tl.minimum(first + span, columns), COLUMNS):
         k = start + tl.arange(0, COLUMNS)
@@ -52,7 +53,7 @@ def kernel(
             w -= widen(zero, SHARE).to(w.dtype)
         if SCALED == "element":
             s = load_scales(scales, scale_table, lines, g, groups)
-            w = w.to(tl.float32) * widen(s * POWER if EXACT else s * over, SHARE)
+            w = times(w, s * POWER if EXACT else s * over, SHARE, operand == tl.int8)
         elif KIND != "integer" or operand == tl.float8e4nv:
             w = w.to(tl.float32) * POWER
         w = w.to(operand)

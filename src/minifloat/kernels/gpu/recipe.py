@@ -4,6 +4,7 @@ An operand is what the tensor cores take: floats of the activations' own dtype, 
 Both of the short ones are exact: E2M1 is half of -12..12, so FP4 and INT4 weights under INT8 activations
 are integer products, and every FP4 value is an E4M3 number. With M2's scales (ZeroQuant-FP) so is every
 FP4 value times its power of two: the main loop is FP8's alone and one real scale a row comes at the end.
+With QoQ's integer scales and zero points it is INT8's.
 """
 
 import math
@@ -42,7 +43,7 @@ class Recipe:
         tile_rows, group: rows and columns under one scale; -1 for all.
         operand: what is multiplied.
         power: numbers times this power of two are operands, and its inverse comes after the sums.
-        exact: whether operands times their scales are FP8 numbers too.
+        exact: whether operands times their scales are operands too, FP8 or (QoQ's) INT8.
     """
 
     bits: int
@@ -106,7 +107,7 @@ def recipe_of(layer: LayerSpec, eight_bit_floats: bool) -> Recipe:
         group=spec.tile[1],
         operand=operand,
         power=1 / fmt.step if operand == "int8" else 2.0 ** (lift or 0),
-        exact=lift is not None,
+        exact=lift is not None or (operand == "int8" and _is_progressive(spec)),
     )
 
 
@@ -141,6 +142,11 @@ def _is_int8(spec: QuantSpec) -> bool:
         return False
     most = fmt.max if spec.zero_point else max(fmt.max, -fmt.min - fmt.step)
     return _blocks(spec) and most / fmt.step <= 127
+
+
+def _is_progressive(spec: QuantSpec) -> bool:
+    """QoQ's weights: a code less its zero point times its scale is an INT8 (`protected_range`)."""
+    return spec.zero_point and spec.outer is not None and spec.scale_format.is_integer
 
 
 def _is_fp8(spec: QuantSpec) -> bool:
