@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from minifloat import formats
+from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.gpu import activations, attention, product
 from minifloat.kernels.gpu.recipe import recipe_of
 from minifloat.kernels.gpu.tile import tile_of
@@ -48,6 +49,13 @@ CASES = {
 ATTENTION = {
     "kv4": (80, UINT4_TOKEN, torch.float16),
     "kv4 groups": (90, QuantSpec(formats.E2M1, (1, 16), formats.FP16), torch.bfloat16),
+}
+_ROW, _IMAGES = torch.empty(4096).bfloat16(), torch.empty(2, 4096).bfloat16()
+FUSIONS = {
+    "activations": (90, FP8_TOKEN, Fusion()),
+    "rms": (80, INT8_TOKEN, Fusion("rms", 1e-6, weight=_ROW)),
+    "adaln": (90, FP8_TOKEN, Fusion("layer", 1e-6, gain=_IMAGES, shift=_IMAGES)),
+    "gelu": (80, INT8_TOKEN, Fusion("gelu")),
 }
 _TYPES = {
     torch.float32: "*fp32",
@@ -119,12 +127,10 @@ def summary(found: Any) -> dict[str, Any]:
 
 def main() -> None:
     found = {name: summary(product_for(*case)) for name, case in CASES.items()}
-    names = activations.kernel.arg_names
-    values = [torch.empty(0, dtype=torch.bfloat16), None, torch.empty(0, dtype=torch.float8_e4m3fn)]
-    fmt = formats.E4M3
-    more = [torch.empty(0), 4096, 0, fmt.min, fmt.max, fmt.mantissa_bits, fmt.min_exponent, 4096]
-    arguments = dict(zip(names, [*values, *more], strict=True))
-    found["activations"] = summary(compiled(activations.kernel, arguments, 90))
+    for name, (processor, spec, done) in FUSIONS.items():
+        arguments = activations.arguments_of(torch.empty(8, 4096).bfloat16(), spec, None, done)
+        warps = activations.warps_of(4096)
+        found[name] = summary(compiled(activations.kernel, arguments, processor, num_warps=warps))
     for name, case in ATTENTION.items():
         found[name] = summary(attention_for(*case))
     json.dump(found, sys.stdout)

@@ -4,6 +4,7 @@ For few tokens, as in generation, time is memory traffic, and packed weights are
 of fp32's. For many, arithmetic rules, and codes are multiplied in few bits where that is exact.
 """
 
+import json
 import math
 from functools import cache
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.kernels import ops, reference
+from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.packed import PackedLinear, spec_name
 from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize
+from minifloat.scales import Scale
 from minifloat.spec import CacheSpec, QuantSpec
 
 
@@ -43,6 +46,21 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tens
     if layer.spec.output is None:
         return y
     return fake_quantize(y.movedim(1, -1), layer.spec.output).movedim(-1, 1)
+
+
+def quantize_activation(
+    x: Tensor, spec: QuantSpec, static: Scale | None = None, fusion: Fusion | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `fusion.quantize_activation`; codes may differ where 1e-7 puts a number on another side."""
+    fusion = fusion or Fusion()
+    scale = None if static is None else static.stored
+    found: tuple[Tensor, Tensor] = ops.quantize_activation(x, scale, *fusion, _spec_name(spec))
+    return found
+
+
+@cache
+def _spec_name(spec: QuantSpec) -> str:
+    return json.dumps(spec.to_json())
 
 
 def attention_kv(

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from minifloat.kernels import native
+from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.native.layer import Formats
 from minifloat.qtensor import fake_quantize, scale_of
 from minifloat.scales import Scale
-from minifloat.spec import LayerSpec
+from minifloat.spec import LayerSpec, QuantSpec
 
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? zero, Tensor? bias"
 _INPUT = "Tensor? input_scale, Tensor? input_zero, str spec"
@@ -126,6 +127,23 @@ def _attention_kv_shape(query: Tensor, *rest: Any) -> Tensor:
     return query.new_empty((*query.shape[:-1], rest[-2]))
 
 
+def _quantize_gpu(x: Tensor, scale: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    from minifloat.kernels.gpu.activations import quantized
+
+    static = None if scale is None else Scale(scale)
+    return quantized(x, _read_input(rest[-1]), static, Fusion(*rest[:-1]))
+
+
+def _quantize_shape(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.int8 if _read_input(rest[-1]).format.is_integer else torch.float8_e4m3fn
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(len(x), dtype=torch.float32)
+
+
+@cache
+def _read_input(spec: str) -> QuantSpec:
+    return QuantSpec.from_json(json.loads(spec))
+
+
 _LIBRARY = torch.library.Library("minifloat", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
@@ -136,6 +154,14 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 _LIBRARY.impl("conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("conv2d", _conv2d_shape, "Meta")  # type: ignore[no-untyped-call]
+_FUSION = (
+    "str kind, float eps, Tensor? weight, Tensor? bias, Tensor? gain, Tensor? shift, Tensor? other"
+)
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"quantize_activation(Tensor x, Tensor? scale, {_FUSION}, str spec) -> (Tensor, Tensor)"
+)
+_LIBRARY.impl("quantize_activation", _quantize_gpu, "CUDA")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("quantize_activation", _quantize_shape, "Meta")  # type: ignore[no-untyped-call]
 _STATES = ", ".join(f"Tensor {x}, Tensor {x}_scale, Tensor? {x}_zero" for x in ("keys", "values"))
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     f"attention_kv(Tensor query, {_STATES}, Tensor? mask, float scaling, int width, str spec) -> Tensor"
@@ -145,3 +171,4 @@ _LIBRARY.impl("attention_kv", _attention_kv_shape, "Meta")  # type: ignore[no-un
 linear = torch.ops.minifloat.linear.default
 conv2d = torch.ops.minifloat.conv2d.default
 attention_kv = torch.ops.minifloat.attention_kv.default
+quantize_activation = torch.ops.minifloat.quantize_activation.default

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from minifloat.errors import UserError, unknown
-from minifloat.kernels import fast, native, reference
+from minifloat.kernels import fast, fusion, native, reference
 from minifloat.kernels.gpu import recipe as gpu
-from minifloat.spec import CacheSpec, LayerSpec
+from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 # What an op is asked to compute with.
-Spec = LayerSpec | CacheSpec
+Spec = LayerSpec | CacheSpec | QuantSpec
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("conv2d", "cpu", "cpu", native.refuses, fast.conv2d),
     Kernel("conv2d", "reference", "*", lambda spec: "", reference.conv2d),
     Kernel("any conv2d", "reference", "*", lambda spec: "", reference.conv2d),
+    Kernel(
+        "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation
+    ),
+    Kernel("quantize_activation", "reference", "*", fusion.refuses, fusion.quantize_activation),
     Kernel("attention_kv", "triton", "cuda", gpu.refuses_cache, fast.attention_kv),
     Kernel("attention_kv", "reference", "*", lambda spec: "", reference.attention_kv),
 )
@@ -69,8 +73,9 @@ def _search(op: str, spec: Spec, device: str, forced: str | None) -> int:
     if forced and forced not in names:
         raise unknown("kernel", forced, names)
     rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
-    for row in [row for row in rows if row.name == forced] or rows:
+    tried = [row for row in rows if row.name == forced] or rows
+    for row in tried:
         if not row.refuses(spec):
             return KERNELS.index(row)
-    reasons = "; ".join(row.refuses(spec) for row in rows if row.name == forced)
-    raise UserError(f"kernel {forced!r} cannot run {op}: {reasons}")
+    reasons = "; ".join(f"{row.name}: {row.refuses(spec)}" for row in tried)
+    raise UserError(f"no kernel can run {op} ({reasons})")

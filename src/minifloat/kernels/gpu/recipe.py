@@ -15,7 +15,8 @@ from typing import Literal
 
 import torch
 
-from minifloat.formats import E4M3, FP32, Format
+from minifloat.formats import E4M3, Format
+from minifloat.kernels import fusion
 from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 Operand = Literal["float", "int8", "fp8"]
@@ -73,6 +74,13 @@ def refuses(spec: LayerSpec) -> str:
     return ""
 
 
+def refuses_activation(spec: QuantSpec) -> str:
+    """The same for activations that become codes."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return fusion.refuses(spec)
+
+
 def refuses_cache(spec: CacheSpec) -> str:
     """The same for attention over keys and values in few bits."""
     return "triton is not installed" if find_spec("triton") is None else ""
@@ -84,7 +92,7 @@ def recipe_of(layer: LayerSpec, eight_bit_floats: bool) -> Recipe:
     spec = layer.weight
     assert spec is not None
     operand: Operand = "float"
-    if layer.input is not None and takes_codes(layer.input):
+    if layer.input is not None and not fusion.refuses(layer.input):
         if layer.input.format.is_integer and _is_int8(spec):
             operand = "int8"
         elif layer.input.format == E4M3 and eight_bit_floats and _is_fp8(spec):
@@ -109,13 +117,6 @@ def recipe_of(layer: LayerSpec, eight_bit_floats: bool) -> Recipe:
         power=1 / fmt.step if operand == "int8" else 2.0 ** (lift or 0),
         exact=lift is not None or (operand == "int8" and _is_progressive(spec)),
     )
-
-
-def takes_codes(spec: QuantSpec) -> bool:
-    """Whether activations become codes: INT2 to INT8 or E4M3, with one scale a token or for all."""
-    grid = spec.format == E4M3 or (spec.format.is_integer and spec.format.signed)
-    scaled = (spec.tile == (1, -1) and spec.dynamic) or spec.tile == (-1, -1)
-    return grid and scaled and spec.scale == FP32 and not spec.zero_point
 
 
 def _kind(fmt: Format) -> Kind:
