@@ -74,16 +74,19 @@ def measure(speed: float) -> list[dict[str, Any]]:
             calls, size = ours(keys, values, spec, q)
             row["us"][name] = microseconds(calls, q)
             row["limit"][name] = size / speed
+        new = keys[:, :, :1].bfloat16()
+        row["us"]["write"] = microseconds([lambda _, x=new: fast.states(x, UINT4_TOKEN)] * 8, q)
         rows.append(row)
         print(row, flush=True)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Microseconds; in brackets the ratio to torch and the share of the memory limit."""
+    """Microseconds; in brackets the ratio to torch and the share of the memory limit. The last column
+    is what it takes to put the keys of one new token on the grid of the first."""
     lines = [
-        "| sequences | tokens | torch bf16 | " + " | ".join(OURS) + " |",
-        "|---" * (3 + len(OURS)) + "|",
+        "| sequences | tokens | torch bf16 | " + " | ".join(OURS) + " | write keys |",
+        "|---" * (4 + len(OURS)) + "|",
     ]
     for row in rows:
         us, limit = row["us"], row["limit"]
@@ -91,5 +94,5 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{us[n]:.1f} ({us['torch bf16'] / us[n]:.2f}x, {limit[n] / us[n]:.0%})" for n in OURS
         ]
         first = f"| {row['batch']} | {row['tokens']} | {us['torch bf16']:.1f} | "
-        lines.append(first + " | ".join(cells) + " |")
+        lines.append(first + " | ".join(cells) + f" | {us['write']:.1f} |")
     return "\n".join(lines)

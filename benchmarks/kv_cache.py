@@ -1,6 +1,6 @@
 """What a KV cache in few bits costs a language model, and how many bytes it takes.
 
-    python -m benchmarks.kv_cache --model PATH [--evaluate 4096] [--length 512] [--decode]
+    python -m benchmarks.kv_cache --model PATH [--evaluate 4096] [--smooth 0.5] [--decode]
 
 Held-out text in windows; attention sees what the cache keeps, so that a forward pass over a window has
 the perplexity of generation. KL divergence and top-1 agreement are with the model in full precision and
@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from benchmarks.common import finish
 from benchmarks.zeroquant_fp import Remembered
 from minifloat import QuantizedCache, formats
 from minifloat.evaluate.compare import compare
+from minifloat.models.llama import LlamaAdapter
 from minifloat.models.load import load_model, read_tokens
+from minifloat.models.seam import fold_scale
 from minifloat.spec import FP8_TOKEN, INT8_TOKEN, MXFP4, UINT4_TOKEN, CacheSpec, QuantSpec
 
 FP4_G16 = QuantSpec(formats.E2M1, (1, 16), formats.FP16)
@@ -50,9 +53,28 @@ class Cached(nn.Module):
         return found
 
 
-def quality(model: nn.Module, tokens: Tensor, length: int) -> list[dict[str, Any]]:
+def smooth_attention(model: Any, tokens: Tensor, alpha: float) -> None:
+    """QoQ's SmoothAttention (arXiv 2405.04532), folded: keys / s, queries * s with s = max|key|^alpha.
+
+    The largest magnitude of a channel is that of the RoPE pair that it turns in.
+    """
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    seams = {seam.name: seam for seam in LlamaAdapter().seams(model) if seam.kind == "query"}
+    for i, layer in enumerate(cache.layers):
+        seam = seams[f"model.layers.{i}.self_attn"]
+        most = layer.keys.abs().amax((0, 2)).flatten().clone()
+        label = torch.tensor(seam.ties)
+        pairs = most.new_zeros(int(label.max()) + 1).scatter_reduce(0, label, most, "amax")
+        fold_scale(model, seam, pairs[label].clamp(min=1e-5) ** -alpha)
+
+
+def quality(
+    model: nn.Module, tokens: Tensor, length: int, names: list[str]
+) -> list[dict[str, Any]]:
     reference, rows = Remembered(model), []
-    for name, spec in CACHES.items():
+    for name, spec in ((name, CACHES[name]) for name in names):
         cached = Cached(model, spec)
         found = {row["name"]: row for row in compare(reference, cached, tokens, window=length)}
         rows.append(
@@ -98,21 +120,24 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--evaluate", type=int, default=4096)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--smooth", type=float, default=0, help="alpha of SmoothAttention")
+    parser.add_argument("--caches", nargs="*", default=list(CACHES), choices=CACHES)
     parser.add_argument("--decode", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model, tokenizer = load_model(args.model, dtype="float32")
     tokens = read_tokens(tokenizer, None, default="heldout")[: args.evaluate]
+    if args.smooth:
+        text = read_tokens(tokenizer, None, default="calibration")[: 4 * args.length]
+        smooth_attention(model, text.view(4, -1), args.smooth)
     if args.decode:
-        from transformers import DynamicCache
-
         for length in (128, 1024):
             prompt = tokens[None, :length]
             plain = milliseconds(model, prompt, DynamicCache(config=model.config))
             ours = milliseconds(model, prompt, QuantizedCache(model.config))
             print(f"a token after {length}: {plain:.1f} ms, KV4 {ours:.1f} ms")
         return
-    rows = quality(model, tokens, args.length)
+    rows = quality(model, tokens, args.length, args.caches)
     finish(rows, table(rows), ["torch", "transformers"], args.json)
 
 

@@ -56,7 +56,9 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep [batch, heads, tokens, width], and return all that attention is to see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self.keys.append(key_states), self.values.append(value_states)
+        encode = pick("states", self.spec, key_states.device.type).run
+        keys = self.keys.append(encode(key_states, self.spec.keys))
+        values = self.values.append(encode(value_states, self.spec.values))
         latent = hasattr(self.config, "kv_lora_rank")  # keys are made of what is kept
         if self.config._attn_implementation == ATTENTION and not latent:
             return keys, values
@@ -72,7 +74,7 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
     def reset(self) -> None:
-        self.keys, self.values = GrowingStates(self.spec.keys), GrowingStates(self.spec.values)
+        self.keys, self.values = GrowingStates(), GrowingStates()
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 
 from minifloat import formats
 from minifloat.kernels.fusion import Fusion
-from minifloat.kernels.gpu import activations, attention, product
+from minifloat.kernels.gpu import activations, attention, product, states
 from minifloat.kernels.gpu.recipe import recipe_of
 from minifloat.kernels.gpu.tile import tile_of
 from minifloat.kernels.states import States
@@ -133,6 +133,8 @@ def main() -> None:
         found[name] = summary(compiled(activations.kernel, arguments, processor, num_warps=warps))
     for name, case in ATTENTION.items():
         found[name] = summary(attention_for(*case))
+    arguments = states.arguments_of(_ROW, States.empty(_ROW.view(1, 1, 32, 128), UINT4_TOKEN))
+    found["states"] = summary(compiled(states.kernel, arguments, 90, num_warps=1))
     json.dump(found, sys.stdout)
 
 

@@ -11,7 +11,7 @@ from minifloat import formats
 from minifloat.errors import UserError
 from minifloat.kernels import reference
 from minifloat.kernels.states import GrowingStates, States
-from minifloat.kernels.table import pick
+from minifloat.kernels.table import pick, why
 from minifloat.qtensor import fake_quantize
 from minifloat.spec import (
     FP8_TOKEN,
@@ -131,9 +131,9 @@ def test_what_is_kept_does_not_depend_on_how_tokens_came(name: str) -> None:
     _, keys, _ = states((2, 4, 2, 150, 40))
     whole = States.of(keys, SPECS[name])
     for sizes in ([1] * 150, [100, 1, 49], [150]):
-        growing = GrowingStates(SPECS[name])
+        growing = GrowingStates()
         for piece in keys.split(sizes, 2):
-            held = growing.append(piece)
+            held = growing.append(States.of(piece, SPECS[name]))
         for part, other in zip(held.tensors(), whole.tensors(), strict=True):
             assert torch.equal(part, other)
 
@@ -148,21 +148,55 @@ def test_bytes_are_what_the_spec_says(name: str) -> None:
 
 
 def test_room_is_made_an_eighth_at_a_time() -> None:
-    growing = GrowingStates(INT8_TOKEN)
+    growing = GrowingStates()
     for _ in range(100):
-        held = growing.append(torch.randn(1, 1, 10, 16))
+        held = growing.append(States.of(torch.randn(1, 1, 10, 16), INT8_TOKEN))
     room = sum(part.numel() * part.element_size() for part in growing._room)
     assert held.nbytes == 1000 * (16 + 4)
     assert room <= 1.13 * held.nbytes
 
 
+WRITTEN = ["int4 zero", "int8", "e4m3", "fp4 g16", "uint2 zero g8"]
+
+
+@pytest.mark.parametrize("width", [33, 64])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_kernel_keeps_the_reference_s_bits(name: str, width: int) -> None:
+    """Small numbers, zeros, halves between two codes and numbers beyond fp16 too."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install 'minifloat[gpu]'")
+    from minifloat.kernels.gpu.states import states_of
+
+    spec = SPECS[name]
+    assert pick("states", CacheSpec(spec, spec), "cuda").name == "triton"
+    x = torch.randn(1, 2, 9, width, generator=torch.Generator().manual_seed(0))
+    x[0, 0] *= torch.logspace(-12, 9, 9)[:, None]
+    x[0, 1, :3] = torch.arange(width) / 2 - 5
+    x[0, 1, 3] = 0
+    found, expected = states_of(x.to(DEVICE), spec), States.of(x, spec)
+    for part, other in zip(found.tensors(), expected.tensors(), strict=True):
+        assert torch.equal(part.cpu(), other)
+    x[0, 1, 2, 5] = torch.nan
+    lost = states_of(x.to(DEVICE), spec).decoded(torch.float32).isnan()
+    assert int(lost.any(-1).sum()) == 1
+    assert bool(lost[0, 1, 2].any())
+
+
+def test_what_is_not_written_on_the_gpu_is_said() -> None:
+    for name, reason in {
+        "nf4": "codes of nf4 are not packed on the GPU",
+        "mxfp4": "scales of e8m0 are not found on the GPU",
+        "int3 g24": "codes of int3 are not packed",
+    }.items():
+        assert reason in why("states", CacheSpec(INT8_TOKEN, SPECS[name]), "cuda")
+
+
 def test_states_are_cropped_and_chosen() -> None:
     _, keys, _ = states((3, 2, 2, 20, 16))
-    growing = GrowingStates(UINT4_TOKEN)
-    growing.append(keys)
+    growing = GrowingStates()
+    growing.append(States.of(keys, UINT4_TOKEN))
     growing.select(torch.tensor([2, 0, 0]))
     growing.crop(5)
-    again = growing.append(keys[:, :, 7:9])
+    again = growing.append(States.of(keys[:, :, 7:9], UINT4_TOKEN))
     expected = torch.cat([keys[[2, 0, 0]][:, :, :5], keys[:, :, 7:9]], 2)
     assert torch.equal(again.decoded(torch.float32), fake_quantize(expected, UINT4_TOKEN))
 
@@ -193,5 +227,9 @@ def test_the_op_has_a_shape_without_a_device() -> None:
     k, v = States.of(keys, UINT4_TOKEN), States.of(values[..., :24], UINT4_TOKEN)
     from minifloat.kernels import fast
 
+    for spec in SPECS.values():
+        expected = States.of(keys, spec).tensors()
+        found = fast.states(keys.to("meta"), spec).tensors()
+        assert [(f.shape, f.dtype) for f in found] == [(e.shape, e.dtype) for e in expected]
     meta = [s.through([part.to("meta") for part in s.tensors()]) for s in (k, v)]
     assert fast.attention_kv(q.to("meta"), *meta, None, 1.0).shape == (2, 6, 1, 24)

@@ -63,6 +63,12 @@ def _spec_name(spec: QuantSpec) -> str:
     return json.dumps(spec.to_json())
 
 
+def states(x: Tensor, spec: QuantSpec) -> States:
+    """As `States.of`, to the bit; NaN and Inf become NaN in place of an error."""
+    codes, scale, *zero = ops.states(x, _spec_name(spec))
+    return States(codes, Scale(scale, None, *zero), spec, x.shape[-1])
+
+
 def attention_kv(
     query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
 ) -> Tensor:

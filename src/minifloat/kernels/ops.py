@@ -15,6 +15,7 @@ from torch import Tensor
 from minifloat.kernels import native
 from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.native.layer import Formats
+from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize, scale_of
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
@@ -139,6 +140,16 @@ def _quantize_shape(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(len(x), dtype=torch.float32)
 
 
+def _states_gpu(x: Tensor, spec: str) -> list[Tensor]:
+    from minifloat.kernels.gpu.states import states_of
+
+    return states_of(x, _read_input(spec)).tensors()
+
+
+def _states_shape(x: Tensor, spec: str) -> list[Tensor]:
+    return States.empty(x, _read_input(spec)).tensors()
+
+
 @cache
 def _read_input(spec: str) -> QuantSpec:
     return QuantSpec.from_json(json.loads(spec))
@@ -166,9 +177,13 @@ _STATES = ", ".join(f"Tensor {x}, Tensor {x}_scale, Tensor? {x}_zero" for x in (
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     f"attention_kv(Tensor query, {_STATES}, Tensor? mask, float scaling, int width, str spec) -> Tensor"
 )
+_LIBRARY.define("states(Tensor x, str spec) -> Tensor[]")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("states", _states_gpu, "CUDA")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("states", _states_shape, "Meta")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", _attention_kv_gpu, "CUDA")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", _attention_kv_shape, "Meta")  # type: ignore[no-untyped-call]
 linear = torch.ops.minifloat.linear.default
 conv2d = torch.ops.minifloat.conv2d.default
 attention_kv = torch.ops.minifloat.attention_kv.default
 quantize_activation = torch.ops.minifloat.quantize_activation.default
+states = torch.ops.minifloat.states.default

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minifloat.packing import pack, unpack
+from minifloat.packing import pack, packed_width, unpack
 from minifloat.qtensor import QTensor, decode, encode
 from minifloat.scales import Scale
 from minifloat.spec import QuantSpec
 
 # Room is made for so many tokens at least, and for an eighth of those that are there.
 _STEP = 64
+_NATIVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class States(NamedTuple):
@@ -45,6 +46,17 @@ class States(NamedTuple):
         codes = pack(q.codes, spec.format.bits).reshape(*lead, -1)
         parts = [part if part is None else part.reshape(*lead, -1) for part in q.scale]
         return States(codes, Scale(*parts), spec, x.shape[-1])  # type: ignore[arg-type]
+
+    @staticmethod
+    def empty(x: Tensor, spec: QuantSpec) -> "States":
+        """Room for the codes of keys or values, on their device."""
+        lead, width = x.shape[:-1], x.shape[-1]
+        codes = x.new_empty((*lead, packed_width(width, spec.format.bits)), dtype=torch.uint8)
+        groups = spec.tiles((1, width))[1]
+        dtype = _NATIVE_DTYPES.get(spec.scale_format.name, torch.uint8)
+        scale = x.new_empty((*lead, groups), dtype=dtype)
+        zero = torch.empty_like(scale, dtype=torch.uint8) if spec.zero_point else None
+        return States(codes, Scale(scale, None, zero), spec, width)
 
     def decoded(self, dtype: torch.dtype) -> Tensor:
         """What the codes stand for: [batch, heads, tokens, width]."""
@@ -76,8 +88,7 @@ class States(NamedTuple):
 class GrowingStates:
     """States to which tokens are added; `held` are those that are there."""
 
-    def __init__(self, spec: QuantSpec) -> None:
-        self.spec = spec
+    def __init__(self) -> None:
         self.held: States | None = None
         self._room: list[Tensor] = []
 
@@ -85,10 +96,10 @@ class GrowingStates:
     def tokens(self) -> int:
         return 0 if self.held is None else self.held.codes.shape[2]
 
-    def append(self, x: Tensor) -> States:
-        """All states, those of x [batch, heads, tokens, width] at their end."""
-        new, before = States.of(x, self.spec), self.tokens
-        after = before + x.shape[2]
+    def append(self, new: States) -> States:
+        """All states, with new ones at their end."""
+        before = self.tokens
+        after = before + new.codes.shape[2]
         if not self._room or self._room[0].shape[2] < after:
             size = after + max(_STEP, after // 8)
             old = [] if self.held is None else self.held.tensors()

@@ -15,6 +15,7 @@ import torch
 from minifloat.errors import UserError, unknown
 from minifloat.kernels import fast, fusion, native, reference
 from minifloat.kernels.gpu import recipe as gpu
+from minifloat.kernels.states import States
 from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 # What an op is asked to compute with.
@@ -43,6 +44,8 @@ KERNELS: tuple[Kernel, ...] = (
         "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation
     ),
     Kernel("quantize_activation", "reference", "*", fusion.refuses, fusion.quantize_activation),
+    Kernel("states", "triton", "cuda", gpu.refuses_states, fast.states),
+    Kernel("states", "reference", "*", lambda spec: "", States.of),
     Kernel("attention_kv", "triton", "cuda", gpu.refuses_cache, fast.attention_kv),
     Kernel("attention_kv", "reference", "*", lambda spec: "", reference.attention_kv),
 )

@@ -26,6 +26,16 @@ def magnitude(x):
 
 
 @triton.jit
+def rounded(x, LOWEST: tl.constexpr, M: tl.constexpr):
+    """x to M mantissa bits, ties to even; LOWEST is the exponent of the subnormals' binade."""
+    size = magnitude(x)
+    binade = tl.maximum(size & 0x7F800000, (LOWEST + 127) << 23)
+    big = (binade + ((23 - M) << 23)).to(tl.float32, bitcast=True)
+    size = (size.to(tl.float32, bitcast=True) + big) - big
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
 def sigmoid(x):
     """Without a number that overflows on the way."""
     e = tl.exp(-tl.abs(x))
@@ -65,7 +75,7 @@ def kernel(
     KIND: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, M: tl.constexpr,
     LOWEST: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """One row: codes [columns] and its fp32 scale. LOWEST is the exponent of the subnormals' binade."""
+    """One row: codes [columns] and its fp32 scale."""
     token, k = tl.program_id(0).to(tl.int64), tl.arange(0, COUNT)
     value = tl.load(x + token * columns + k, k < columns, 0.0).to(tl.float32)
     image = token // each
@@ -78,11 +88,7 @@ def kernel(
         scale = tl.load(given + token * given_step).to(tl.float32)
     value = tl.div_rn(value, scale)
     value = tl.minimum(tl.maximum(value, LOW), HIGH)
-    size = magnitude(value)
-    binade = tl.maximum(size & 0x7F800000, (LOWEST + 127) << 23)
-    big = (binade + ((23 - M) << 23)).to(tl.float32, bitcast=True)
-    size = (size.to(tl.float32, bitcast=True) + big) - big
-    value = tl.where(value < 0, -size, size)
+    value = rounded(value, LOWEST, M)
     value = tl.where(peak > 0x7F800000, 0.0, value)  # codes cannot say NaN: the scale does
     tl.store(codes + token * columns + k, value.to(codes.dtype.element_ty), k < columns)
     tl.store(scales + token, tl.where(peak > 0x7F800000, float("nan"), scale))

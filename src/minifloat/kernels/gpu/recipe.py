@@ -86,6 +86,22 @@ def refuses_cache(spec: CacheSpec) -> str:
     return "triton is not installed" if find_spec("triton") is None else ""
 
 
+def refuses_states(spec: CacheSpec) -> str:
+    """The same for what puts keys and values on their grid."""
+    return refuses_cache(spec) or _refuses_writing(spec.keys) or _refuses_writing(spec.values)
+
+
+def _refuses_writing(spec: QuantSpec) -> str:
+    if spec.format.bits not in (2, 4, 8) or _kind(spec.format) == "table":
+        return f"codes of {spec.format} are not packed on the GPU"
+    if not spec.scale_format.is_native:
+        return f"scales of {spec.scale_format} are not found on the GPU"
+    group = spec.tile[1]
+    return (
+        "" if group == -1 or group & (group - 1) == 0 else f"groups of {group} are no power of two"
+    )
+
+
 @cache
 def recipe_of(layer: LayerSpec, eight_bit_floats: bool) -> Recipe:
     """The recipe of a spec, for tensor cores that multiply FP8 or for older ones."""
