@@ -153,7 +153,7 @@ def test_room_is_made_an_eighth_at_a_time() -> None:
         held = growing.append(States.of(torch.randn(1, 1, 10, 16), INT8_TOKEN))
     room = sum(part.numel() * part.element_size() for part in growing._room)
     assert held.nbytes == 1000 * (16 + 4)
-    assert room <= 1.13 * held.nbytes
+    assert room <= 1.15 * held.nbytes
 
 
 WRITTEN = ["int4 zero", "int8", "e4m3", "fp4 g16", "uint2 zero g8"]

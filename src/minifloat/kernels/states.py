@@ -14,8 +14,9 @@ from minifloat.qtensor import QTensor, decode, encode
 from minifloat.scales import Scale
 from minifloat.spec import QuantSpec
 
-# Room is made for so many tokens at least, and for an eighth of those that are there.
-_STEP = 64
+# Room is made for so many tokens at least, and for an eighth of those that are there; in whole lines,
+# for kernels are compiled anew where a stride is no multiple of 16.
+_STEP, _LINE = 64, 16
 _NATIVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -101,7 +102,7 @@ class GrowingStates:
         before = self.tokens
         after = before + new.codes.shape[2]
         if not self._room or self._room[0].shape[2] < after:
-            size = after + max(_STEP, after // 8)
+            size = -(-(after + max(_STEP, after // 8)) // _LINE) * _LINE
             old = [] if self.held is None else self.held.tensors()
             self._room = [_empty(part, size) for part in new.tensors()]
             for room, part in zip(self._room, old, strict=False):

@@ -55,7 +55,7 @@ def load_states(
     return x.to(tl.float32).to(operand), s, z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "mask_batch"])  # they change with every token
 def kernel(
     query, mask, sums, peaks, weights,
     k_codes, k_scales, k_zeros, k_table, k_scale_table, k_bytes, k_groups,
@@ -127,7 +127,7 @@ def kernel(
     tl.store(sums + at[:, None] * v_width + d[None, :], total, inside & (d < v_width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans"])
 def together(sums, peaks, weights, y, spans, lines, width, WIDTH: tl.constexpr):
     """One query's sums over the spans, in their order, over its weights."""
     line = tl.program_id(0).to(tl.int64)
