@@ -1,9 +1,9 @@
-"""Microseconds of the GPU kernels: linear layers, attention over a KV cache in few bits, fusions.
+"""Times of the GPU kernels: linear layers, attention over a KV cache in few bits, fusions, blocks.
 
-    python -m benchmarks.kernels_gpu [--json FILE] [--parts products attention fusions]
+    python -m benchmarks.kernels_gpu [--json FILE] [--parts products attention fusions blocks]
         [--shapes 4096x4096 14336x4096] [--tokens 1 16 256]
 
-Attention and fusions are described in `gpu_attention.py` and `gpu_fusions.py`; the rest is about layers.
+Attention, fusions and blocks are described in `gpu_*.py`; the rest is about layers.
 
 Ours are named weight x activations; activations are bf16, and their rounding is part of the time. Peers
 are cuBLAS in bf16 (`torch.nn.functional.linear`), cuBLASLt in FP8 (`torch._scaled_mm`) and INT8
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_attention, gpu_fusions
+from benchmarks import gpu_attention, gpu_blocks, gpu_fusions
 from benchmarks.common import finish
 from benchmarks.gpu_time import bandwidth, copies, microseconds
 from minifloat import formats
@@ -56,7 +56,12 @@ OURS = {
     "int4 qoq x int8": LayerSpec(QOQ_G128, INT8_TOKEN),
     "int8 x int8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
 }
-PARTS: dict[str, Any] = {"products": None, "attention": gpu_attention, "fusions": gpu_fusions}
+PARTS: dict[str, Any] = {
+    "products": None,
+    "attention": gpu_attention,
+    "fusions": gpu_fusions,
+    "blocks": gpu_blocks,
+}
 SHAPES = ["4096x4096", "14336x4096", "4096x14336"]
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 
