@@ -1,6 +1,9 @@
-"""Microseconds of a linear layer with packed weights on the GPU, against cuBLAS and Humming.
+"""Times of the GPU kernels: linear layers, attention over a KV cache in few bits, fusions, blocks.
 
-    python -m benchmarks.kernels_gpu [--json FILE] [--shapes 4096x4096 14336x4096] [--tokens 1 16 256]
+    python -m benchmarks.kernels_gpu [--json FILE] [--parts products attention fusions blocks]
+        [--shapes 4096x4096 14336x4096] [--tokens 1 16 256]
+
+Attention, fusions and blocks are described in `gpu_*.py`; the rest is about layers.
 
 Ours are named weight x activations; activations are bf16, and their rounding is part of the time. Peers
 are cuBLAS in bf16 (`torch.nn.functional.linear`), cuBLASLt in FP8 (`torch._scaled_mm`) and INT8
@@ -12,7 +15,6 @@ copy. Every row is compared with the reference before it is timed.
 """
 
 import argparse
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
@@ -22,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import gpu_attention, gpu_blocks, gpu_fusions
 from benchmarks.common import finish
+from benchmarks.gpu_time import bandwidth, copies, microseconds
 from minifloat import formats
 from minifloat.kernels.reference import linear as reference
 from minifloat.spec import (
@@ -33,6 +37,7 @@ from minifloat.spec import (
     INT8_TOKEN,
     MXFP4,
     MXFP6,
+    QOQ_G128,
     LayerSpec,
     QuantSpec,
 )
@@ -48,12 +53,17 @@ OURS = {
     "fp4 x fp8": LayerSpec(FP4_G128, FP8_TOKEN),
     "fp8 x fp8": LayerSpec(FP8_CHANNEL, FP8_TOKEN),
     "fp4 x int8": LayerSpec(FP4_G128, INT8_TOKEN),
+    "int4 qoq x int8": LayerSpec(QOQ_G128, INT8_TOKEN),
     "int8 x int8": LayerSpec(INT8_CHANNEL, INT8_TOKEN),
+}
+PARTS: dict[str, Any] = {
+    "products": None,
+    "attention": gpu_attention,
+    "fusions": gpu_fusions,
+    "blocks": gpu_blocks,
 }
 SHAPES = ["4096x4096", "14336x4096", "4096x14336"]
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
-# Bytes to rotate among: several times the cache of an H200 (50 MB).
-ROTATE = 256 << 20
 
 
 def ours(w: Tensor, spec: LayerSpec, name: str) -> tuple[list[Call], int]:
@@ -65,10 +75,6 @@ def ours(w: Tensor, spec: LayerSpec, name: str) -> tuple[list[Call], int]:
     torch.testing.assert_close(first(x), reference(x, first.packed()), rtol=1e-4, atol=1e-3)
     size = sum(buffer.numel() * buffer.element_size() for buffer in first.buffers())
     return [deepcopy(first) for _ in range(copies(size))], size
-
-
-def copies(size: int) -> int:
-    return min(64, max(2, ROTATE // size))
 
 
 def bf16(w: Tensor) -> Call:
@@ -119,42 +125,6 @@ def peers(w: Tensor, tokens: int) -> dict[str, tuple[list[Call], torch.dtype]]:
     return found
 
 
-def microseconds(calls: list[Call], x: Tensor, replays: int = 20) -> float:
-    """Of one call: the best replay of a graph of all of them, over their number."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls:  # compiles, and fills the caches of the host
-            call(x)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call(x)
-    return min(elapsed(graph.replay) for _ in range(replays)) / len(calls)
-
-
-def elapsed(run: Callable[[], object]) -> float:
-    """Microseconds on the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return 1e3 * float(start.elapsed_time(end))
-
-
-def bandwidth() -> float:
-    """Bytes a microsecond: the best of a sum, which reads, and a copy, which reads and writes."""
-    big = torch.ones(1 << 29, device="cuda")
-    other = torch.empty_like(big)
-    size = big.numel() * big.element_size()
-    best = 0.0
-    for _ in range(10):
-        best = max(best, size / elapsed(big.sum), 2 * size / elapsed(lambda: other.copy_(big)))
-    return best
-
-
 def measure(shape: str, counts: list[int], speed: float) -> list[dict[str, Any]]:
     """One row for every number of tokens."""
     out_features, in_features = map(int, shape.split("x"))
@@ -203,17 +173,27 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--shapes", nargs="*", default=SHAPES)
     parser.add_argument("--tokens", nargs="*", type=int, default=list(TOKENS))
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here; run this on a machine that has one")
+    rows: list[dict[str, Any]] = []
+    tables = []
     with torch.inference_mode():
         speed = bandwidth()
         print(f"{torch.cuda.get_device_name()}: {1e-6 * speed:.2f} TB/s")
-        rows = [row for shape in args.shapes for row in measure(shape, args.tokens, speed)]
+        for part in args.parts:
+            if part == "products":
+                found = [row for s in args.shapes for row in measure(s, args.tokens, speed)]
+                tables.append(table(found))
+            else:
+                found = PARTS[part].measure(speed)
+                tables.append(PARTS[part].table(found))
+            rows += [{"part": part} | row for row in found]
     packages = ["torch", "triton", *(["humming-kernels"] if find_spec("humming") else [])]
-    finish(rows, table(rows), packages, args.json)
+    finish(rows, "\n\n".join(tables), packages, args.json)
 
 
 if __name__ == "__main__":

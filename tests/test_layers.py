@@ -24,7 +24,7 @@ LAYERS = (
     ("method",),
     ("methods",),
     ("hf",),
-    ("hf_diffusers",),
+    ("hf_diffusers", "hf_cache"),
     ("report", "pictures", "timing", "roofline"),
     ("card", "bench", "gallery"),
     ("jobs",),

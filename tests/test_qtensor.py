@@ -3,18 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from minifloat import formats
+from minifloat import formats, scales
 from minifloat.errors import UserError
 from minifloat.packing import pack, packed_width, unpack
 from minifloat.plan import Plan
 from minifloat.qtensor import decode, encode, fake_quantize
 from minifloat.rounding import decode as decode_codes
 from minifloat.scales import amax_range, choose_format, fit, percentile_range, search_scale
-from minifloat.spec import SPECS, LayerSpec, QuantSpec
+from minifloat.spec import QOQ_G128, SPECS, LayerSpec, QuantSpec
 
 M1 = QuantSpec(formats.E2M1, (1, 128), formats.E8M0, "up")
 M2 = QuantSpec(formats.E2M1, (1, 128), QuantSpec(formats.POW4, (1, -1)), "up")
@@ -48,6 +49,52 @@ def test_zero_rows_and_groups_stay_zero_and_scales_positive(name: str) -> None:
     assert (decode(q)[3] == 0).all()
     assert (decode(q)[5, :128] == 0).all()
     assert (decode(encode(torch.zeros(4, 40), ALL[name])) == 0).all()
+
+
+def extremes(peak: float) -> torch.Tensor:
+    """Rows of four groups of 8: every range within ±peak to a quarter, beside one of all ±peak."""
+    steps = torch.arange(0, peak + 1e-6, 0.25)
+    low, high = torch.meshgrid(-steps, steps, indexing="ij")
+    rows = torch.zeros(low.numel(), 16)
+    rows[:, 0], rows[:, 1], rows[:, 8], rows[:, 9] = low.flatten(), high.flatten(), peak, -peak
+    return rows
+
+
+@pytest.mark.parametrize(
+    "fmt", [formats.UINT2, formats.UINT3, formats.UINT4, formats.UINT6], ids=str
+)
+def test_every_code_of_integer_scales_is_an_int8(fmt: formats.Format, monkeypatch: Any) -> None:
+    """Codes that no weight has now too, for GPTQ may choose them; QoQ's own range of 119 is too wide
+    for that."""
+    spec = replace(QOQ_G128, format=fmt, tile=(1, 8))
+
+    def reach() -> tuple[float, float]:
+        scale = encode(extremes(scales.protected_range(fmt)), spec).scale
+        assert scale.zero is not None
+        s, z = scale.stored.float(), scale.zero.float()
+        return float((-z * s).min()), float(((fmt.max - z) * s).max())
+
+    low, high = reach()
+    assert low >= -128
+    assert high <= 127
+    if fmt == formats.UINT4:
+        assert scales.protected_range(fmt) == 111
+        monkeypatch.setattr(scales, "protected_range", lambda fmt: 119)
+        assert reach()[1] > 127
+
+
+def test_integer_scales_cost_next_to_nothing() -> None:
+    """QoQ's weights against the same with an FP16 scale a group; a row's largest weight is far out."""
+    w = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    plain = QuantSpec(formats.UINT4, (1, 128), formats.FP16, zero_point=True)
+    progressive, real = ((fake_quantize(w, s) - w).square().mean() for s in (QOQ_G128, plain))
+    assert 0.98 < progressive / real < 1.03
+    assert QOQ_G128.bits_per_value((64, 1024)) < plain.bits_per_value((64, 1024)) - 0.04
+
+
+def test_integer_scales_of_wide_codes_are_refused() -> None:
+    with pytest.raises(UserError, match="integer scales need codes of fewer bits than uint8"):
+        encode(torch.randn(2, 128), replace(QOQ_G128, format=formats.UINT8))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -12,6 +12,7 @@ from minifloat.errors import UserError
 if TYPE_CHECKING:
     from minifloat.export.load import load
     from minifloat.formats import FORMATS, Format
+    from minifloat.hf_cache import QuantizedCache
     from minifloat.method import Method, quantize
     from minifloat.methods import METHODS
     from minifloat.models.zoo import zoo
@@ -24,6 +25,7 @@ _HOMES = {
     "load": "export.load",
     "FORMATS": "formats",
     "Format": "formats",
+    "QuantizedCache": "hf_cache",
     "Method": "method",
     "quantize": "method",
     "METHODS": "methods",
@@ -49,6 +51,7 @@ __all__ = [
     "Plan",
     "QTensor",
     "QuantSpec",
+    "QuantizedCache",
     "UserError",
     "decode",
     "encode",

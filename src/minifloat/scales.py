@@ -12,6 +12,7 @@ scale rounded up, M2 a `POW4` ratio under one real scale a row.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -204,10 +205,39 @@ def fit_asymmetric(x: Tensor, spec: QuantSpec) -> Scale:
     parts = tiled(x.float(), spec.tile)
     low = parts.amin((1, 3)).clamp(max=0)
     high = parts.amax((1, 3)).clamp(min=0)
-    stored = _store((high - low).double() / spec.format.max, high - low, spec, spec.scale_format)
-    scale = Scale(stored).values(spec)
+    raw, outer = (high - low).double() / spec.format.max, None
+    if spec.outer is not None:
+        outer = _asymmetric_outer(torch.maximum(high, -low), raw, spec, spec.outer)
+        raw = raw / expand(outer.double(), raw.shape, spec.outer.tile)
+    stored = _store(raw, raw * spec.format.max, spec, spec.scale_format)
+    scale = Scale(stored, outer).values(spec)
     zero = (-low / scale).round().clamp(0, spec.format.max).to(torch.uint8)
-    return Scale(stored, None, zero)
+    return Scale(stored, outer, zero)
+
+
+def _asymmetric_outer(peak: Tensor, raw: Tensor, spec: QuantSpec, outer: QuantSpec) -> Tensor:
+    """The stored scale of the scales: the largest is their format's largest, or, where they are integers
+    (QoQ, arXiv 2405.04532), the largest weight is the protected range's end."""
+    integers = spec.scale_format.is_integer
+    ends = peak / protected_range(spec.format) if integers else raw / spec.scale_format.max
+    return _store_real(amax_range(ends, outer).double(), outer.scale_format)
+
+
+@cache
+def protected_range(fmt: Format) -> int:
+    """The most that weights may be, in units of their outer scale, under integer scales and zero points.
+
+    Every code less its zero point z times its scale s is then an INT8, which a product of INT8 takes:
+    s is at most (high - low) / top + 1/2 and z at least -low / s - 1/2, so that (top - z) s is at most
+    high + (top + s) / 2. QoQ's range for 4 bits, 119, holds for codes that the range's own weights
+    round to; here all codes are meant, for GPTQ moves weights beyond it. An outer scale may be rounded.
+    """
+    top, slack = int(fmt.max), 1 + 2.0**-8
+    for peak in range(127, 0, -1):
+        widest = max(1, round(2 * slack * peak / top))
+        if slack * peak + (top + widest) / 2 <= 127:
+            return peak
+    raise UserError(f"integer scales need codes of fewer bits than {fmt}")
 
 
 def _store(raw: Tensor, clip: Tensor, spec: QuantSpec, fmt: Format) -> Tensor:

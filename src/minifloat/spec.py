@@ -190,6 +190,48 @@ class LayerSpec:
         )
 
 
+@dataclass(frozen=True)
+class CacheSpec:
+    """How attention's keys and values are kept, seen as a matrix of tokens by the features of a head.
+
+    Both are dynamic. Scales belong to one token (and group of features), so that what is kept of it
+    does not depend on the tokens after it.
+
+    Raises:
+        UserError: codes of more than 8 bits, a tile of several tokens, or scales of scales.
+    """
+
+    keys: QuantSpec
+    values: QuantSpec
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "values"):
+            spec: QuantSpec = getattr(self, name)
+            if spec.format.bits > 8:
+                raise UserError(f"a cache keeps codes of at most 8 bits, not {spec.format}")
+            if spec.tile[0] != 1:
+                raise UserError(
+                    f"the scales of a cache are one token's: the tile of its {name} is (1, -1) or "
+                    f"(1, features), not {spec.tile}"
+                )
+            if spec.outer is not None:
+                raise UserError(
+                    f"the scales of a cache have no scale of their own; {spec.scale_format} scales "
+                    "alone, or fp16, can be asked of it"
+                )
+            object.__setattr__(self, name, replace(spec, dynamic=True))
+
+    def __str__(self) -> str:
+        return f"keys {self.keys}, values {self.values}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"keys": self.keys.to_json(), "values": self.values.to_json()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "CacheSpec":
+        return CacheSpec(*(QuantSpec.from_json(data[name]) for name in ("keys", "values")))
+
+
 def _is_tile(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
 
@@ -220,6 +262,12 @@ INT8_TOKEN = replace(INT8_CHANNEL, dynamic=True)
 FP4_G128 = QuantSpec(formats.E2M1, (1, 128), formats.FP16)
 INT4_G128 = QuantSpec(formats.INT4, (1, 128), formats.FP16)
 NF4_G64 = QuantSpec(formats.NF4, (1, 64), formats.FP32)
+# QoQ's weights: integer scales and zero points under one FP16 scale a row, keys and values with an FP16
+# scale and a zero point for each token of a head (arXiv 2405.04532).
+QOQ_G128 = QuantSpec(
+    formats.UINT4, (1, 128), QuantSpec(formats.UINT8, (1, -1), formats.FP16), zero_point=True
+)
+UINT4_TOKEN = QuantSpec(formats.UINT4, (1, -1), formats.FP16, zero_point=True, dynamic=True)
 
 SPECS: dict[str, QuantSpec] = {
     "mxfp4": MXFP4,
@@ -236,4 +284,6 @@ SPECS: dict[str, QuantSpec] = {
     "fp4-g128": FP4_G128,
     "int4-g128": INT4_G128,
     "nf4-g64": NF4_G64,
+    "qoq-g128": QOQ_G128,
+    "uint4-token": UINT4_TOKEN,
 }

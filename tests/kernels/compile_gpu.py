@@ -16,11 +16,22 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from minifloat import formats
-from minifloat.kernels.gpu import activations, product
+from minifloat.kernels.fusion import Fusion
+from minifloat.kernels.gpu import activations, attention, product, states
 from minifloat.kernels.gpu.recipe import recipe_of
 from minifloat.kernels.gpu.tile import tile_of
+from minifloat.kernels.states import States
 from minifloat.scales import Scale
-from minifloat.spec import FP4_G128, FP8_TOKEN, INT8_TOKEN, MXFP6, LayerSpec, QuantSpec
+from minifloat.spec import (
+    FP4_G128,
+    FP8_TOKEN,
+    INT8_TOKEN,
+    MXFP6,
+    QOQ_G128,
+    UINT4_TOKEN,
+    LayerSpec,
+    QuantSpec,
+)
 from tests.kernels.problems import problem
 
 M2 = QuantSpec(formats.E2M1, (1, 64), QuantSpec(formats.POW4, (1, -1)))
@@ -32,7 +43,19 @@ CASES = {
     "w4a16 zero points": (80, LayerSpec(INT4_ZERO), torch.float16, 64),
     "w6a16": (80, LayerSpec(MXFP6), torch.bfloat16, 16),
     "w4a8 integers": (80, LayerSpec(FP4_G128, INT8_TOKEN), torch.bfloat16, 256),
+    "w4a8 qoq": (80, LayerSpec(QOQ_G128, INT8_TOKEN), torch.bfloat16, 256),
     "w4a8 m2": (90, LayerSpec(M2, FP8_TOKEN), torch.bfloat16, 256),
+}
+ATTENTION = {
+    "kv4": (80, UINT4_TOKEN, torch.float16),
+    "kv4 groups": (90, QuantSpec(formats.E2M1, (1, 16), formats.FP16), torch.bfloat16),
+}
+_ROW, _IMAGES = torch.empty(4096).bfloat16(), torch.empty(2, 4096).bfloat16()
+FUSIONS = {
+    "activations": (90, FP8_TOKEN, Fusion()),
+    "rms": (80, INT8_TOKEN, Fusion("rms", 1e-6, weight=_ROW)),
+    "adaln": (90, FP8_TOKEN, Fusion("layer", 1e-6, gain=_IMAGES, shift=_IMAGES)),
+    "gelu": (80, INT8_TOKEN, Fusion("gelu")),
 }
 _TYPES = {
     torch.float32: "*fp32",
@@ -43,6 +66,10 @@ _TYPES = {
     torch.uint8: "*u8",
 }
 _OPERANDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+def _is_whole(value: float) -> bool:
+    return isinstance(value, int) and value % 16 == 0
 
 
 def compiled(kernel: Any, arguments: dict[str, Any], processor: int, **options: int) -> Any:
@@ -56,13 +83,14 @@ def compiled(kernel: Any, arguments: dict[str, Any], processor: int, **options: 
     signature = {}
     for name in names:
         value = arguments[name]
-        kind = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
+        scalar = "fp32" if isinstance(value, float) else "i32"
+        kind = _TYPES[value.dtype] if isinstance(value, Tensor) else scalar
         signature[name] = "constexpr" if name in constants else kind
     whole = [["tt.divisibility", 16]]
     attributes = {
         (names.index(name),): whole
         for name, value in arguments.items()
-        if name not in constants and (isinstance(value, Tensor) or value % 16 == 0)
+        if name not in constants and (isinstance(value, Tensor) or _is_whole(value))
     }
     source = ASTSource(kernel, signature, constants, attributes)
     target = GPUTarget("cuda", processor, 32)
@@ -82,6 +110,15 @@ def product_for(processor: int, spec: LayerSpec, dtype: torch.dtype, tokens: int
     return compiled(product.kernel, arguments, processor, **options)
 
 
+def attention_for(processor: int, spec: QuantSpec, dtype: torch.dtype) -> Any:
+    """Llama-3-8B's heads over 8192 tokens."""
+    held = States.of(torch.zeros(1, 8, 64, 128), spec)
+    part = attention.Stored(held.codes, held.scale.stored, held.scale.zero, held.spec, held.width)
+    query = torch.zeros(1, 32, 1, 128, dtype=dtype)
+    arguments = attention.arguments_of(query, part, part, None, 0.1, 16)
+    return compiled(attention.kernel, arguments, processor, num_warps=4, num_stages=2)
+
+
 def summary(found: Any) -> dict[str, Any]:
     ptx = found.asm["ptx"]
     words = ("wgmma", "mma.sync", "e4m3.e4m3", "e4m3x2", "s8.s8")
@@ -90,12 +127,14 @@ def summary(found: Any) -> dict[str, Any]:
 
 def main() -> None:
     found = {name: summary(product_for(*case)) for name, case in CASES.items()}
-    names = activations.kernel.arg_names
-    values = [torch.empty(0, dtype=torch.bfloat16), None, torch.empty(0, dtype=torch.float8_e4m3fn)]
-    fmt = formats.E4M3
-    more = [torch.empty(0), 4096, 0, fmt.min, fmt.max, fmt.mantissa_bits, fmt.min_exponent, 4096]
-    arguments = dict(zip(names, [*values, *more], strict=True))
-    found["activations"] = summary(compiled(activations.kernel, arguments, 90))
+    for name, (processor, spec, done) in FUSIONS.items():
+        arguments = activations.arguments_of(torch.empty(8, 4096).bfloat16(), spec, None, done)
+        warps = activations.warps_of(4096)
+        found[name] = summary(compiled(activations.kernel, arguments, processor, num_warps=warps))
+    for name, case in ATTENTION.items():
+        found[name] = summary(attention_for(*case))
+    arguments = states.arguments_of(_ROW, States.empty(_ROW.view(1, 1, 32, 128), UINT4_TOKEN))
+    found["states"] = summary(compiled(states.kernel, arguments, 90, num_warps=1))
     json.dump(found, sys.stdout)
 
 

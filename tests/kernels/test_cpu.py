@@ -23,6 +23,7 @@ from minifloat.spec import (
     MXFP6,
     MXFP8,
     NVFP4,
+    QOQ_G128,
     LayerSpec,
     QuantSpec,
 )
@@ -53,6 +54,7 @@ WEIGHTS = {
     "e3m2 g12": QuantSpec(formats.E3M2, (1, 12), formats.FP16),
     "int6 g64": QuantSpec(formats.INT6, (1, 64)),
     "uint4 zero g32": QuantSpec(formats.UINT4, (1, 32), formats.FP16, zero_point=True),
+    "qoq": QOQ_G128,
     "uint4 zero row": QuantSpec(formats.UINT4, zero_point=True),
     "uint4 zero block": QuantSpec(formats.UINT4, (16, 128), zero_point=True),
 }

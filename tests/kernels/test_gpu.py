@@ -36,6 +36,7 @@ from minifloat.spec import (
     MXFP8,
     NF4_G64,
     NVFP4,
+    QOQ_G128,
     LayerSpec,
     QuantSpec,
 )
@@ -65,6 +66,7 @@ WEIGHTS = {
     "int7": QuantSpec(formats.INT7, (1, 128)),
     "int8 row": INT8_CHANNEL,
     "uint4 zero": QuantSpec(formats.UINT4, (1, 64), zero_point=True),
+    "qoq": QOQ_G128,
     "uint8 zero": QuantSpec(formats.UINT8, (1, -1), zero_point=True),
     "unsigned": QuantSpec(formats.floating(3, 3, signed=False), (1, 32)),
 }
@@ -116,7 +118,7 @@ def test_every_tile_equals_the_reference(tokens: int) -> None:
 def test_programs_share_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from minifloat.kernels.gpu import linear
 
-    monkeypatch.setattr(linear, "_device", lambda device: (True, 132))
+    monkeypatch.setattr(linear, "device_of", lambda device: (True, 132))
     x, layer = problem(LayerSpec(FP4_G128), 2, 2100, 40)
     assert tile_of(recipe_of(layer.spec, True), 2, 40, 2100, 132).split == 4
     assert_close(on_gpu(x, layer), reference.linear(x, layer))
@@ -163,6 +165,9 @@ def test_what_is_multiplied() -> None:
     groups = recipe_of(LayerSpec(FP4_G128, FP8_TOKEN), True)
     assert (groups.operand, groups.exact) == ("fp8", False)
     assert tile_of(groups, 256, 4096, 4096, 132).scaled == "block"
+    progressive = recipe_of(LayerSpec(QOQ_G128, INT8_TOKEN), False)
+    assert (progressive.operand, progressive.exact) == ("int8", True)
+    assert tile_of(progressive, 256, 4096, 4096, 132).scaled == "element"
     # E3M0 has four binades more than E2M1, and FP8 no room for them.
     assert not recipe_of(LayerSpec(replace(M2, format=formats.E3M0), FP8_TOKEN), True).exact
     assert recipe_of(LayerSpec(M2, FP8_TOKEN), False).operand == "float"  # an A100
@@ -195,5 +200,8 @@ def test_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
     assert cases["w4a16 many tokens"]["wgmma"]
     assert cases["w4a16 one token"]["mma.sync"]
     assert cases["w4a8 integers"]["s8.s8"]
+    assert cases["w4a8 qoq"]["s8.s8"]
+    assert cases["kv4"]["mma.sync"]
+    assert cases["kv4 groups"]["mma.sync"]
     assert cases["w4a8 m2"]["e4m3.e4m3"]
     assert cases["activations"]["e4m3x2"]

@@ -4,15 +4,21 @@ For few tokens, as in generation, time is memory traffic, and packed weights are
 of fp32's. For many, arithmetic rules, and codes are multiplied in few bits where that is exact.
 """
 
+import json
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from minifloat.errors import UserError
 from minifloat.kernels import ops, reference
-from minifloat.kernels.packed import PackedLinear
+from minifloat.kernels.fusion import Fusion
+from minifloat.kernels.packed import PackedLinear, spec_name
+from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize
+from minifloat.scales import Scale
+from minifloat.spec import CacheSpec, QuantSpec
 
 
 def linear(x: Tensor, layer: PackedLinear) -> Tensor:
@@ -40,6 +46,44 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tens
     if layer.spec.output is None:
         return y
     return fake_quantize(y.movedim(1, -1), layer.spec.output).movedim(-1, 1)
+
+
+def quantize_activation(
+    x: Tensor, spec: QuantSpec, static: Scale | None = None, fusion: Fusion | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `fusion.quantize_activation`; codes may differ where 1e-7 puts a number on another side."""
+    fusion = fusion or Fusion()
+    scale = None if static is None else static.stored
+    found: tuple[Tensor, Tensor] = ops.quantize_activation(x, scale, *fusion, _spec_name(spec))
+    return found
+
+
+@cache
+def _spec_name(spec: QuantSpec) -> str:
+    return json.dumps(spec.to_json())
+
+
+def states(x: Tensor, spec: QuantSpec) -> States:
+    """As `States.of`, to the bit; NaN and Inf become NaN in place of an error."""
+    codes, scale, *zero = ops.states(x, _spec_name(spec))
+    return States(codes, Scale(scale, None, *zero), spec, x.shape[-1])
+
+
+def attention_kv(
+    query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """As `reference.attention_kv`, up to the order of sums, for one query; more of them go there."""
+    if query.shape[2] != 1:
+        return reference.attention_kv(query, keys, values, mask, scaling)
+    stored = [(part.codes, part.scale.stored, part.scale.zero) for part in (keys, values)]
+    spec = _cache_name(keys.spec, values.spec)
+    y: Tensor = ops.attention_kv(query, *stored[0], *stored[1], mask, scaling, values.width, spec)
+    return y
+
+
+@cache
+def _cache_name(keys: QuantSpec, values: QuantSpec) -> str:
+    return spec_name(CacheSpec(keys, values))
 
 
 def _check(given: int, wanted: int) -> None:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from minifloat.kernels import native
+from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.native.layer import Formats
+from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize, input_scale
 from minifloat.scales import Scale
-from minifloat.spec import LayerSpec
+from minifloat.spec import LayerSpec, QuantSpec
 
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? zero, Tensor? bias"
 _INPUT = "Tensor? input_scale, Tensor? input_zero, str spec"
@@ -116,6 +118,43 @@ def _wide(bias: Tensor | None) -> Tensor | None:
     return bias if bias is None or bias.dtype == torch.float32 else bias.float()
 
 
+def _attention_kv_gpu(query: Tensor, *operands: Any) -> Tensor:
+    from minifloat.kernels.gpu.attention import attention_kv
+
+    return attention_kv(query, *operands)
+
+
+def _attention_kv_shape(query: Tensor, *rest: Any) -> Tensor:
+    return query.new_empty((*query.shape[:-1], rest[-2]))
+
+
+def _quantize_gpu(x: Tensor, scale: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    from minifloat.kernels.gpu.activations import quantized
+
+    static = None if scale is None else Scale(scale)
+    return quantized(x, _read_input(rest[-1]), static, Fusion(*rest[:-1]))
+
+
+def _quantize_shape(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.int8 if _read_input(rest[-1]).format.is_integer else torch.float8_e4m3fn
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(len(x), dtype=torch.float32)
+
+
+def _states_gpu(x: Tensor, spec: str) -> list[Tensor]:
+    from minifloat.kernels.gpu.states import states_of
+
+    return states_of(x, _read_input(spec)).tensors()
+
+
+def _states_shape(x: Tensor, spec: str) -> list[Tensor]:
+    return States.empty(x, _read_input(spec)).tensors()
+
+
+@cache
+def _read_input(spec: str) -> QuantSpec:
+    return QuantSpec.from_json(json.loads(spec))
+
+
 _LIBRARY = torch.library.Library("minifloat", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
@@ -126,5 +165,25 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 _LIBRARY.impl("conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("conv2d", _conv2d_shape, "Meta")  # type: ignore[no-untyped-call]
+_FUSION = (
+    "str kind, float eps, Tensor? weight, Tensor? bias, Tensor? gain, Tensor? shift, Tensor? other"
+)
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"quantize_activation(Tensor x, Tensor? scale, {_FUSION}, str spec) -> (Tensor, Tensor)"
+)
+_LIBRARY.impl("quantize_activation", _quantize_gpu, "CUDA")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("quantize_activation", _quantize_shape, "Meta")  # type: ignore[no-untyped-call]
+_STATES = ", ".join(f"Tensor {x}, Tensor {x}_scale, Tensor? {x}_zero" for x in ("keys", "values"))
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"attention_kv(Tensor query, {_STATES}, Tensor? mask, float scaling, int width, str spec) -> Tensor"
+)
+_LIBRARY.define("states(Tensor x, str spec) -> Tensor[]")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("states", _states_gpu, "CUDA")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("states", _states_shape, "Meta")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("attention_kv", _attention_kv_gpu, "CUDA")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("attention_kv", _attention_kv_shape, "Meta")  # type: ignore[no-untyped-call]
 linear = torch.ops.minifloat.linear.default
 conv2d = torch.ops.minifloat.conv2d.default
+attention_kv = torch.ops.minifloat.attention_kv.default
+quantize_activation = torch.ops.minifloat.quantize_activation.default
+states = torch.ops.minifloat.states.default

@@ -9,7 +9,7 @@ from torch import Tensor
 from minifloat.packing import unpack
 from minifloat.qtensor import QTensor, decode, fake_quantize
 from minifloat.scales import Scale
-from minifloat.spec import LayerSpec
+from minifloat.spec import CacheSpec, LayerSpec
 
 
 class PackedLinear(NamedTuple):
@@ -70,6 +70,6 @@ class PackedLinear(NamedTuple):
         return fake_quantize(x, self.spec.input, self.input_scale)
 
 
-def spec_name(spec: LayerSpec) -> str:
+def spec_name(spec: LayerSpec | CacheSpec) -> str:
     """A spec in one line: what the ops are told."""
     return json.dumps(spec.to_json())

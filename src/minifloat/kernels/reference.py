@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from minifloat.kernels.packed import PackedLinear
+from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize
 from minifloat.spec import LayerSpec
 
@@ -40,6 +41,30 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
     if layer.spec.output is None:
         return y
     return _output(y.movedim(1, -1), layer.spec).movedim(-1, 1)
+
+
+def attention_kv(
+    query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention over keys and values in few bits: decoded to the dtype of the queries, then attended.
+
+    Args:
+        query: [batch, heads, queries, width]; heads are a multiple of those of keys and values.
+        keys, values: of so many tokens.
+        mask: bool [batch, tokens], or None; a token is seen where it is true.
+        scaling: of the products.
+
+    Returns:
+        [batch, heads, queries, width of the values]; every query sees the same tokens.
+    """
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        keys.decoded(query.dtype),
+        values.decoded(query.dtype),
+        attn_mask=None if mask is None else mask[:, None, None, :],
+        scale=scaling,
+        enable_gqa=True,
+    )
 
 
 def _output(y: Tensor, spec: LayerSpec) -> Tensor:

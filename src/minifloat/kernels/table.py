@@ -13,9 +13,13 @@ from typing import Any
 import torch
 
 from minifloat.errors import UserError, unknown
-from minifloat.kernels import fast, native, reference
+from minifloat.kernels import fast, fusion, native, reference
 from minifloat.kernels.gpu import recipe as gpu
-from minifloat.spec import LayerSpec
+from minifloat.kernels.states import States
+from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
+
+# What an op is asked to compute with.
+Spec = LayerSpec | CacheSpec | QuantSpec
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Kernel:
     op: str
     name: str
     device: str
-    refuses: Callable[[LayerSpec], str]
+    refuses: Callable[[Any], str]
     run: Callable[..., Any]
 
 
@@ -36,16 +40,24 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("conv2d", "cpu", "cpu", native.refuses, fast.conv2d),
     Kernel("conv2d", "reference", "*", lambda spec: "", reference.conv2d),
     Kernel("any conv2d", "reference", "*", lambda spec: "", reference.conv2d),
+    Kernel(
+        "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation
+    ),
+    Kernel("quantize_activation", "reference", "*", fusion.refuses, fusion.quantize_activation),
+    Kernel("states", "triton", "cuda", gpu.refuses_states, fast.states),
+    Kernel("states", "reference", "*", lambda spec: "", States.of),
+    Kernel("attention_kv", "triton", "cuda", gpu.refuses_cache, fast.attention_kv),
+    Kernel("attention_kv", "reference", "*", lambda spec: "", reference.attention_kv),
 )
 
 
-def pick(op: str, spec: LayerSpec, device: str) -> Kernel:
+def pick(op: str, spec: Spec, device: str) -> Kernel:
     """The first row that runs this op for this spec on this device."""
     row: int = _pick(op, spec, device)
     return KERNELS[row]
 
 
-def why(op: str, spec: LayerSpec, device: str) -> str:
+def why(op: str, spec: Spec, device: str) -> str:
     """Which faster rows this layer does without, and why; empty if there are none."""
     chosen = KERNELS.index(pick(op, spec, device))
     faster = [row for row in KERNELS[:chosen] if row.op == op and row.device == device]
@@ -53,18 +65,20 @@ def why(op: str, spec: LayerSpec, device: str) -> str:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _pick(op: str, spec: LayerSpec, device: str) -> int:
+def _pick(op: str, spec: Spec, device: str) -> int:
     """Its place in the table: a number, which a compiler can take as given without a look at why."""
     return _search(op, spec, device, os.environ.get("MINIFLOAT_KERNEL"))
 
 
 @lru_cache(maxsize=1024)
-def _search(op: str, spec: LayerSpec, device: str, forced: str | None) -> int:
+def _search(op: str, spec: Spec, device: str, forced: str | None) -> int:
     names = {row.name for row in KERNELS}
     if forced and forced not in names:
         raise unknown("kernel", forced, names)
     rows = [row for row in KERNELS if row.op == op and row.device in ("*", device)]
-    for row in [row for row in rows if row.name == forced] or rows:
+    tried = [row for row in rows if row.name == forced] or rows
+    for row in tried:
         if not row.refuses(spec):
             return KERNELS.index(row)
-    raise UserError(f"kernel {forced!r} cannot run {op} with weights {spec.weight}")
+    reasons = "; ".join(f"{row.name}: {row.refuses(spec)}" for row in tried)
+    raise UserError(f"no kernel can run {op} ({reasons})")

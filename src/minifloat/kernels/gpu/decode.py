@@ -72,3 +72,11 @@ def widen(s, SHARE: tl.constexpr):
     R: tl.constexpr = s.shape[0]
     G: tl.constexpr = s.shape[1]
     return tl.reshape(tl.broadcast_to(s[:, :, None], (R, G, SHARE)), (R, G * SHARE))
+
+
+@triton.jit
+def times(w, s, SHARE: tl.constexpr, INTEGER: tl.constexpr):
+    """Numbers [R, G * SHARE] times their groups' scales [R, G], in fp32 or in integers."""
+    if not INTEGER:
+        w = w.to(tl.float32)
+    return w * widen(s.to(w.dtype), SHARE)

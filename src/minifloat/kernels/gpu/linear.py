@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minifloat.kernels.gpu.activations import quantized
+from minifloat.kernels.gpu.device import device_of
 from minifloat.kernels.gpu.product import product
 from minifloat.kernels.gpu.recipe import recipe_of
 from minifloat.kernels.gpu.tile import tile_of
@@ -30,8 +31,7 @@ def linear(
 ) -> Tensor:
     """x [..., in] times codes [out, packed]: [..., out], in the dtype of x; as `reference.linear`."""
     layer = _read(spec)
-    eight_bit_floats, processors = _device(x.device)
-    recipe = recipe_of(layer, eight_bit_floats)
+    recipe = recipe_of(layer, device_of(x.device)[0])
     static = None if input_scale is None else Scale(input_scale, None, input_zero)
     wide = (x if x.dtype in _DTYPES else x.float()).reshape(-1, x.shape[-1]).contiguous()
     x_scale = None
@@ -40,21 +40,27 @@ def linear(
         wide, x_scale = quantized(wide, layer.input, static)
     elif layer.input is not None:
         wide = fake_quantize(wide, layer.input, static)
-    tile = tile_of(recipe, len(wide), codes.shape[0], wide.shape[1], processors)
-    weight = Scale(scale.contiguous(), outer, zero)
-    y = product(wide, x_scale, codes.contiguous(), weight, bias, recipe, tile, x.dtype)
+    y = multiplied(wide, x_scale, codes, Scale(scale, outer, zero), bias, layer, x.dtype)
     return y.reshape(*x.shape[:-1], codes.shape[0])
+
+
+def multiplied(
+    x: Tensor,
+    x_scale: Tensor | None,
+    codes: Tensor,
+    scale: Scale,
+    bias: Tensor | None,
+    layer: LayerSpec,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The product of activations [tokens, in] that are on their grid: codes and scales, or floats."""
+    eight_bit_floats, processors = device_of(x.device)
+    recipe = recipe_of(layer, eight_bit_floats)
+    tile = tile_of(recipe, len(x), codes.shape[0], x.shape[1], processors)
+    weight = scale._replace(stored=scale.stored.contiguous())
+    return product(x, x_scale, codes.contiguous(), weight, bias, recipe, tile, dtype)
 
 
 @cache
 def _read(spec: str) -> LayerSpec:
     return LayerSpec.from_json(json.loads(spec))
-
-
-@cache
-def _device(device: torch.device) -> tuple[bool, int]:
-    """Whether it multiplies FP8, and its multiprocessors; Triton's interpreter does and has one."""
-    if device.type != "cuda":
-        return True, 1
-    found = torch.cuda.get_device_properties(device)
-    return (found.major, found.minor) >= (8, 9), found.multi_processor_count

@@ -6,7 +6,6 @@ operands; their order depends on the device and the shapes alone.
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,13 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minifloat.kernels.gpu.decode import load_codes, load_scales, numbers, widen
-from minifloat.kernels.gpu.recipe import Recipe
+from minifloat.kernels.gpu.decode import load_codes, load_scales, numbers, times, widen
+from minifloat.kernels.gpu.device import table_on
+from minifloat.kernels.gpu.recipe import LONG, Recipe
 from minifloat.kernels.gpu.tile import Tile
 from minifloat.scales import Scale
-
-# Columns of a group that is a row: more than any, so that kernels do not depend on a row's length.
-_LONG = 1 << 30
 
 
 @triton.jit
@@ -41,7 +38,8 @@ def kernel(
     if outer is not None:
         over = tl.load(outer + lines * outer_step).to(tl.float32)
     operand: tl.constexpr = x.dtype.element_ty
-    sums: tl.constexpr = tl.int32 if operand == tl.int8 and SCALED == "row" else tl.float32
+    whole: tl.constexpr = operand == tl.int8 and SCALED != "block"
+    sums: tl.constexpr = tl.int32 if whole else tl.float32
     total = tl.zeros((ROWS, TOKENS), sums)
     for start in range(first, tl.minimum(first + span, columns), COLUMNS):
         k = start + tl.arange(0, COLUMNS)
@@ -55,7 +53,7 @@ def kernel(
             w -= widen(zero, SHARE).to(w.dtype)
         if SCALED == "element":
             s = load_scales(scales, scale_table, lines, g, groups)
-            w = w.to(tl.float32) * widen(s * POWER if EXACT else s * over, SHARE)
+            w = times(w, s * POWER if EXACT else s * over, SHARE, operand == tl.int8)
         elif KIND != "integer" or operand == tl.float8e4nv:
             w = w.to(tl.float32) * POWER
         w = w.to(operand)
@@ -122,7 +120,7 @@ def arguments_of(
     """All that the kernel is called with, but the place of its result."""
     columns, row_bytes = x.shape[1], codes.shape[1]
     whole = row_bytes % 4 == 0 and codes.data_ptr() % 4 == 0
-    group = _LONG if recipe.group == -1 else recipe.group
+    group = LONG if recipe.group == -1 else recipe.group
     steps = -(-columns // (tile.columns * tile.split))
     return {
         "x": x,
@@ -130,8 +128,8 @@ def arguments_of(
         "scales": scale.stored,
         "outer": scale.outer,
         "zeros": scale.zero,
-        "table": _table(recipe.table, x.device),
-        "scale_table": _table(recipe.scale_table, x.device),
+        "table": table_on(recipe.table, x.device),
+        "scale_table": table_on(recipe.scale_table, x.device),
         "x_scale": x_scale,
         "bias": bias,
         "tokens": x.shape[0],
@@ -159,8 +157,3 @@ def arguments_of(
         "TOKENS": tile.tokens,
         "COLUMNS": tile.columns,
     }
-
-
-@lru_cache(maxsize=256)
-def _table(values: tuple[float, ...] | None, device: torch.device) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=torch.float32, device=device)

@@ -4,6 +4,7 @@ An operand is what the tensor cores take: floats of the activations' own dtype, 
 Both of the short ones are exact: E2M1 is half of -12..12, so FP4 and INT4 weights under INT8 activations
 are integer products, and every FP4 value is an E4M3 number. With M2's scales (ZeroQuant-FP) so is every
 FP4 value times its power of two: the main loop is FP8's alone and one real scale a row comes at the end.
+With QoQ's integer scales and zero points it is INT8's.
 """
 
 import math
@@ -14,13 +15,16 @@ from typing import Literal
 
 import torch
 
-from minifloat.formats import E4M3, FP32, Format
-from minifloat.spec import LayerSpec, QuantSpec
+from minifloat.formats import E4M3, Format
+from minifloat.kernels import fusion
+from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 Operand = Literal["float", "int8", "fp8"]
 Kind = Literal["float", "integer", "table"]
 # Columns of the shortest product of 8-bit numbers.
 SHORTEST = 32
+# Columns of a group that is a row: more than any, so that kernels do not depend on a row's length.
+LONG = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Recipe:
         tile_rows, group: rows and columns under one scale; -1 for all.
         operand: what is multiplied.
         power: numbers times this power of two are operands, and its inverse comes after the sums.
-        exact: whether operands times their scales are FP8 numbers too.
+        exact: whether operands times their scales are operands too, FP8 or (QoQ's) INT8.
     """
 
     bits: int
@@ -70,13 +74,41 @@ def refuses(spec: LayerSpec) -> str:
     return ""
 
 
+def refuses_activation(spec: QuantSpec) -> str:
+    """The same for activations that become codes."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return fusion.refuses(spec)
+
+
+def refuses_cache(spec: CacheSpec) -> str:
+    """The same for attention over keys and values in few bits."""
+    return "triton is not installed" if find_spec("triton") is None else ""
+
+
+def refuses_states(spec: CacheSpec) -> str:
+    """The same for what puts keys and values on their grid."""
+    return refuses_cache(spec) or _refuses_writing(spec.keys) or _refuses_writing(spec.values)
+
+
+def _refuses_writing(spec: QuantSpec) -> str:
+    if spec.format.bits not in (2, 4, 8) or _kind(spec.format) == "table":
+        return f"codes of {spec.format} are not packed on the GPU"
+    if not spec.scale_format.is_native:
+        return f"scales of {spec.scale_format} are not found on the GPU"
+    group = spec.tile[1]
+    return (
+        "" if group == -1 or group & (group - 1) == 0 else f"groups of {group} are no power of two"
+    )
+
+
 @cache
 def recipe_of(layer: LayerSpec, eight_bit_floats: bool) -> Recipe:
     """The recipe of a spec, for tensor cores that multiply FP8 or for older ones."""
     spec = layer.weight
     assert spec is not None
     operand: Operand = "float"
-    if layer.input is not None and takes_codes(layer.input):
+    if layer.input is not None and not fusion.refuses(layer.input):
         if layer.input.format.is_integer and _is_int8(spec):
             operand = "int8"
         elif layer.input.format == E4M3 and eight_bit_floats and _is_fp8(spec):
@@ -99,15 +131,8 @@ def recipe_of(layer: LayerSpec, eight_bit_floats: bool) -> Recipe:
         group=spec.tile[1],
         operand=operand,
         power=1 / fmt.step if operand == "int8" else 2.0 ** (lift or 0),
-        exact=lift is not None,
+        exact=lift is not None or (operand == "int8" and _is_progressive(spec)),
     )
-
-
-def takes_codes(spec: QuantSpec) -> bool:
-    """Whether activations become codes: INT2 to INT8 or E4M3, with one scale a token or for all."""
-    grid = spec.format == E4M3 or (spec.format.is_integer and spec.format.signed)
-    scaled = (spec.tile == (1, -1) and spec.dynamic) or spec.tile == (-1, -1)
-    return grid and scaled and spec.scale == FP32 and not spec.zero_point
 
 
 def _kind(fmt: Format) -> Kind:
@@ -134,6 +159,11 @@ def _is_int8(spec: QuantSpec) -> bool:
         return False
     most = fmt.max if spec.zero_point else max(fmt.max, -fmt.min - fmt.step)
     return _blocks(spec) and most / fmt.step <= 127
+
+
+def _is_progressive(spec: QuantSpec) -> bool:
+    """QoQ's weights: a code less its zero point times its scale is an INT8 (`protected_range`)."""
+    return spec.zero_point and spec.outer is not None and spec.scale_format.is_integer
 
 
 def _is_fp8(spec: QuantSpec) -> bool:

@@ -44,7 +44,8 @@ def _step(recipe: Recipe, longest: int) -> tuple[int, Scaled]:
     """Columns of a step, and when scales come."""
     group = recipe.group
     if recipe.exact or not recipe.short:
-        return longest, "element"
+        # Zero points and integer scales take registers too: at 128 columns some were spilled.
+        return (64 if recipe.operand == "int8" else longest), "element"
     if group == -1:
         return longest, "row"
     shortest = 64 if recipe.operand == "float" else SHORTEST

@@ -1,0 +1,116 @@
+"""The KV cache in few bits under transformers: generation sees what is kept, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from minifloat import QuantizedCache
+from minifloat.errors import UserError
+from minifloat.layers import QLinear
+from minifloat.qtensor import encode, fake_quantize
+from minifloat.spec import FP4_G128, FP8_TOKEN, INT8_TOKEN, UINT4_TOKEN, LayerSpec, QuantSpec
+from tests.models.tiny_lm import build
+
+PROMPT = torch.tensor([[5, 9, 11, 4, 33, 60, 7, 12, 3, 8, 21]])
+FAMILIES = ["Llama", "Mistral", "Qwen3", "DeepseekV3"]
+
+
+def rounded(spec: QuantSpec) -> Cache:
+    """A cache of transformers whose keys and values are on their grid: the oracle."""
+
+    class Rounded(DynamicLayer):  # type: ignore[misc]
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+            on_grid = [fake_quantize(x, spec) for x in (key_states, value_states)]
+            return super().update(*on_grid)
+
+    return Cache(layer_class_to_replicate=Rounded)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return build(request.param)
+
+
+def logits(model: Any, tokens: Tensor, cache: Any, sizes: list[int]) -> Tensor:
+    """Of a text that comes in pieces."""
+    with torch.no_grad():
+        pieces = tokens.split(sizes, 1)
+        found = [model(piece, past_key_values=cache, use_cache=True).logits for piece in pieces]
+    return torch.cat(found, 1)
+
+
+def test_logits_are_those_of_keys_and_values_on_their_grid(model: Any) -> None:
+    expected = logits(model, PROMPT, rounded(UINT4_TOKEN), [11])
+    for implementation in (model.config._attn_implementation, "minifloat"):
+        model.set_attn_implementation(implementation)
+        for sizes in ([11], [1] * 11, [6, 1, 4]):
+            found = logits(model, PROMPT, QuantizedCache(model.config), sizes)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    plain = logits(model, PROMPT, None, [11])
+    assert (plain - expected).abs().max() > 1e-3
+
+
+def test_batches_beams_and_look_ups_generate_what_the_oracle_does() -> None:
+    """Left padding, reordered rows (beams) and tokens that are taken back (prompt look-up)."""
+    model: Any = build("Llama")
+    tokens = torch.cat([PROMPT, PROMPT.flip(1)])
+    tokens[1, :4] = 0
+    given = {"attention_mask": (tokens != 0).long(), "max_new_tokens": 6, "do_sample": False}
+    ways = ({}, {"num_beams": 3})
+    for implementation in ("sdpa", "minifloat"):
+        model.set_attn_implementation(implementation)
+        for way in ways:
+            found = model.generate(
+                tokens, past_key_values=QuantizedCache(model.config), **given, **way
+            )
+            expected = model.generate(tokens, past_key_values=rounded(UINT4_TOKEN), **given, **way)
+            assert torch.equal(found, expected)
+        once = {"max_new_tokens": 6, "do_sample": False}
+        looked_up = model.generate(
+            PROMPT, past_key_values=QuantizedCache(model.config), prompt_lookup_num_tokens=2, **once
+        )
+        plain = model.generate(PROMPT, past_key_values=QuantizedCache(model.config), **once)
+        assert torch.equal(looked_up, plain)
+
+
+def test_a_packed_model_generates_with_it_and_holds_few_bytes() -> None:
+    model: Any = build("Llama")
+    for path, module in list(model.model.named_modules()):
+        if isinstance(module, nn.Linear):
+            q = encode(module.weight.detach(), FP4_G128)
+            model.model.set_submodule(
+                path, QLinear.pack(q, LayerSpec(FP4_G128), None, torch.float32)
+            )
+    cache = QuantizedCache(model.config, "uint4-token", "int8-token")
+    found = model.generate(PROMPT, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    tokens = found.shape[1] - 1  # the newest has not been read
+    # 2 layers, 2 heads of 8 features: 4 bits, fp16 and a byte; 8 bits and fp32
+    assert cache.nbytes == tokens * 2 * 2 * ((4 + 2 + 1) + (8 + 4))
+    cache.reset()
+    assert cache.nbytes == cache.get_seq_length() == 0
+
+
+def test_layers_without_keys_keep_their_states() -> None:
+    model: Any = build("Bamba")
+    cache = QuantizedCache(model.config, FP8_TOKEN)
+    kinds = [type(layer).__name__ for layer in cache.layers]
+    assert kinds == ["LinearAttentionLayer", "QuantizedLayer"]
+    logits(model, PROMPT, cache, [11])
+    assert cache.nbytes == 11 * 2 * 2 * (8 + 4)
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    config = build("Llama").config
+    with pytest.raises(
+        UserError, match="unknown preset 'uint4-tokens'; did you mean 'uint4-token'"
+    ):
+        QuantizedCache(config, "uint4-tokens")
+    with pytest.raises(UserError, match="no scale of their own"):
+        QuantizedCache(config, INT8_TOKEN, "nvfp4")
+    capped: Any = build("Gemma2")
+    capped.set_attn_implementation("minifloat")
+    with pytest.raises(UserError, match="attention asks for softcap"):
+        logits(capped, PROMPT, QuantizedCache(capped.config), [11])
