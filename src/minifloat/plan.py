@@ -23,17 +23,25 @@ class Plan:
 
     rules: tuple[tuple[str, LayerSpec | None], ...]
 
-    def resolve(self, names: Iterable[str]) -> dict[str, LayerSpec | None]:
+    def resolve(
+        self, names: Iterable[str], by_name: Iterable[str] = ()
+    ) -> dict[str, LayerSpec | None]:
         """The spec of every layer by name.
+
+        Args:
+            names: layers that any pattern reaches.
+            by_name: layers outside the blocks, which only a rule of their very name reaches, wherever
+                it stands; the others of them are not in the answer.
 
         Raises:
             UserError: a rule that matches no layer.
         """
-        layers = list(names)
+        layers, outside = list(names), list(by_name)
+        own = {pattern: spec for pattern, spec in reversed(self.rules) if pattern in outside}
         for pattern, _ in self.rules:
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise UserError(_no_match(pattern, layers))
-        return {name: self.spec_of(name) for name in layers}
+            if pattern not in own and not any(fnmatchcase(name, pattern) for name in layers):
+                raise UserError(_no_match(pattern, layers + outside))
+        return {name: self.spec_of(name) for name in layers} | own
 
     def spec_of(self, name: str) -> LayerSpec | None:
         """What the first matching rule says of one layer."""

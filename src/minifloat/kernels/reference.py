@@ -42,5 +42,12 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
     return _output(y.movedim(1, -1), layer.spec).movedim(-1, 1)
 
 
+def embedding(ids: Tensor, layer: PackedLinear) -> Tensor:
+    """Rows [..., in] of the weight [out, in] at ids [...]: only these are decoded."""
+    if layer.held is not None:
+        return torch.nn.functional.embedding(ids, layer.held)
+    return layer.rows(ids.reshape(-1)).reshape(*ids.shape, layer.shape[1])
+
+
 def _output(y: Tensor, spec: LayerSpec) -> Tensor:
     return y if spec.output is None else fake_quantize(y, spec.output)
