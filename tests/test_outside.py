@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
-from minifloat import formats, method
+from minifloat import formats, load, method
 from minifloat.embedding import QEmbedding, TiedHead
 from minifloat.errors import UserError
+from minifloat.export.compare import compare
+from minifloat.export.contracts import CONTRACTS
+from minifloat.export.gguf.write import export_gguf
+from minifloat.export.native import save
+from minifloat.export.native_folder import open_native
+from minifloat.export.write import export
 from minifloat.jobs import text
 from minifloat.jobs.job import Job
 from minifloat.jobs.run import run
@@ -35,9 +42,11 @@ HEAD = {"weight": "int8-channel", "input": "int8-token"}
 NEAREST = build("zeroquant-fp", {"solver": "nearest", "rank": "0", "search": "false"})
 
 
-def quantized(*rules: tuple[str, Any], tied: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+def quantized(
+    *rules: tuple[str, Any], tied: bool = True, **sizes: int
+) -> tuple[Any, Any, dict[str, Any]]:
     """A tiny Llama before and after, and the report."""
-    model: Any = tiny_lm.build("Llama", tie_word_embeddings=tied).float().eval()
+    model: Any = tiny_lm.build("Llama", tie_word_embeddings=tied, **sizes).float().eval()
     packed = copy.deepcopy(model)
     plan = Plan.from_json({"rules": [list(rule) for rule in rules]})
     return model, packed, quantize(packed, NEAREST, [IDS], plan=plan)
@@ -159,6 +168,30 @@ def test_a_checkpoint_gives_the_same_logits(
     tokenizer.save_pretrained(tmp_path / "again")
     second, _ = load_model(str(tmp_path / "again"))
     assert torch.equal(logits(second), logits(first))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gguf_holds_them_and_other_contracts_refuse(tied: bool, tmp_path: Path) -> None:
+    """A file of Q8_0 with a Q8_0 table goes out and comes back to the same model."""
+    rows = QuantSpec(formats.INT8, (1, -1), formats.FP16)
+    spec = LayerSpec(rows).to_json()
+    rules = [("lm_head", spec), ("*", spec)]
+    rules += [] if tied else [("model.embed_tokens", spec)]
+    sizes = {"vocab_size": tiny_folders.VOCABULARY, "intermediate_size": 64}
+    _, packed, report = quantized(*rules, tied=tied, **sizes)
+    source = tmp_path / "packed"
+    source.mkdir()
+    save(packed, Plan.from_json(report["plan"]), source)
+    for to in CONTRACTS:
+        with pytest.raises(UserError, match="keep embeddings and the output head"):
+            export(source, to, tmp_path / to)
+    AutoTokenizer.from_pretrained(tiny_folders.TOKENIZER).save_pretrained(source)
+    export_gguf(source, tmp_path / "gguf")
+    assert compare(tmp_path / "gguf", open_native(source)) == []
+    back, _ = load(str(tmp_path / "gguf"))
+    assert isinstance(back.model.embed_tokens, QEmbedding)
+    assert isinstance(back.lm_head, TiedHead if tied else QLinear)
+    assert torch.allclose(logits(back), logits(packed), atol=1e-5)
 
 
 def test_block_by_block_and_after_a_stop_the_bytes_are_the_same(

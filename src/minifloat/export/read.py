@@ -48,7 +48,11 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
     specs, stored = {}, {}
     for name in folder.schemes:
         specs[name], stored[name] = _outline(folder, name, weights_only)
-    config = {**folder.config, "quantization_config": configuration(_plan(specs), stored)}
+    quantization = configuration(_plan(specs), stored)
+    table = next((name for name, about in stored.items() if about.embedding), None)
+    if table is not None and folder.config.get("tie_word_embeddings"):
+        quantization["tied"] = {"lm_head": table}
+    config = {**folder.config, "quantization_config": quantization}
     with whole_or_nothing(out) as partial:
         write(partial, _tensors(folder, specs), stem=stem_of(config))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -80,7 +84,8 @@ def _outline(folder: ContractFolder, name: str, weights_only: bool) -> tuple[Lay
     rank = 0 if layer.low_rank is None else layer.low_rank[1].shape[0]
     kernel = folder.schemes[name].get("shape", [])[2:]  # SDNQ's convolutions
     shape = layer.q.shape[0], layer.q.shape[1]
-    spec, stored = layer.spec, Stored(rank, shape, (kernel[0], kernel[1]) if kernel else None)
+    form = (kernel[0], kernel[1]) if kernel else None
+    spec, stored = layer.spec, Stored(rank, shape, form, name.endswith("embed_tokens"))
     if weights_only:
         return LayerSpec(spec.weight), stored
     if not spec.static_input and not _constants_are_one(folder, name):
