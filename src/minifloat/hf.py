@@ -1,6 +1,6 @@
 """Registration with transformers: after `import minifloat`, `from_pretrained` reads our folders.
 
-Loading swaps empty `QLinear` modules in before the weights arrive by their names.
+Loading swaps empty packed layers in before the weights arrive by their names.
 """
 
 from types import ModuleType
@@ -93,3 +93,7 @@ def register(auto: ModuleType) -> None:
         @property
         def is_trainable(self) -> bool:
             return False
+
+        @property
+        def is_compileable(self) -> bool:
+            return True  # `generate` may compile the decoding step

@@ -1,8 +1,9 @@
 """The plan: which layer is quantized how, as data that a user can edit.
 
 An ordered list of (pattern, LayerSpec); the first pattern that matches a layer's full name decides,
-a rule without a spec keeps the layer, and so does the lack of a rule. A pattern that matches nothing
-is an error, because a plan that silently does nothing is how quantized models lose their meaning.
+a rule without a spec keeps the layer, and so does the lack of a rule. The embedding and the output head
+listen only to a rule that is their name ("lm_head"), since "*" is said of blocks. A pattern that matches
+nothing is an error, because a plan that silently does nothing is how models lose their meaning.
 """
 
 import json
