@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CompileConfig
 
 from minifloat import formats, load, method
 from minifloat.embedding import QEmbedding, TiedHead
@@ -192,6 +192,18 @@ def test_gguf_holds_them_and_other_contracts_refuse(tied: bool, tmp_path: Path) 
     assert isinstance(back.model.embed_tokens, QEmbedding)
     assert isinstance(back.lm_head, TiedHead if tied else QLinear)
     assert torch.allclose(logits(back), logits(packed), atol=1e-5)
+
+
+def test_a_loaded_model_generates_with_a_compiled_step(tmp_path: Path) -> None:
+    model, _ = load_model(str(job(tmp_path, "packed")))
+    config = CompileConfig(backend="eager", mode="default", fullgraph=True)
+    config._compile_all_devices = True
+    how: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    compiled = {"cache_implementation": "static", "compile_config": config}
+    torch._dynamo.reset()
+    found = model.generate(IDS[:1, :8], **how, **compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert torch.equal(found, model.generate(IDS[:1, :8], **how))
 
 
 def test_block_by_block_and_after_a_stop_the_bytes_are_the_same(

@@ -14,6 +14,7 @@ from torch import nn
 from minifloat.calibrate.walk import Window, Work, check_finite, replace_layers
 from minifloat.embedding import tie
 from minifloat.errors import UserError
+from minifloat.kernels.table import pick
 from minifloat.models.irreplaceable import why_irreplaceable
 from minifloat.models.outside import outside_layers
 from minifloat.passes.assign import assign_scales, round_to_nearest
@@ -70,7 +71,8 @@ def quantize_outside(
             continue
         heads = [name for name, other in names.items() if other == holder != name]
         module: Any = model.get_submodule(holder)
-        note = f"{heads[0]} multiplies with the same codes" if heads else ""
+        row = pick("linear", spec, module.weight.device.type).name
+        note = f"{heads[0]} multiplies with the same codes, kernel {row}" if heads else ""
         window = Window(holder, module, {holder: Work(module, spec, note=note)}, [], [])
         check_finite(window)
         assign_scales(search=True)(window)
