@@ -1,12 +1,13 @@
 """Whole models on the CPU: tokens a second of a language model, seconds of an image, bytes of weights.
 
-    python -m benchmarks.end_to_end --model FOLDER [--threads 1 2] [--llama FILE ...]
+    python -m benchmarks.end_to_end --model FOLDER [--threads 1 2] [--llama FILE ...] [--compiled]
     python -m benchmarks.end_to_end --pipeline zoo/unet-text [--threads 1 2]
 
 Weights are rounded to nearest: the time does not depend on how they were rounded. A language model reads
 a prompt and goes on with transformers' own `generate`; an image takes the pipeline's own sampler. Each
 contestant runs in turn, all of them several times, and its best counts. `--llama` names GGUF files that
-llama.cpp (node-llama-cpp) takes its turns with, in a process that waits while others run.
+llama.cpp (node-llama-cpp) takes its turns with, in a process that waits while others run. On a machine
+with other work, `--cpu` counts the processes' own time in place of the wall clock's (one thread alone).
 """
 
 import argparse
@@ -31,14 +32,16 @@ from minifloat.models.pipeline import denoiser, open_pipeline, sample
 from minifloat.models.prompts import read_prompts
 
 PROMPT, MORE = 256, 32  # tokens read, tokens written
-ROUNDS = 5
 NEAREST = {"solver": "nearest", "rank": "0", "search": "false"}
 LANGUAGE = {
     "FP4 g128 x INT8": {"weight": "e2m1", "activation": "int8"},
     "FP4 g128 x FP8": {"weight": "e2m1", "activation": "e4m3"},
     "INT4 g32 x INT8": {"weight": "int4", "activation": "int8", "group_size": "32"},
     "INT8 x INT8": {"weight": "int8", "activation": "int8", "group_size": "-1"},
+    "FP4 g128 x INT8, head INT8": {"weight": "e2m1", "activation": "int8", "head": "int8"},
+    "FP4 g128 x FP8, head FP8": {"weight": "e2m1", "activation": "e4m3", "head": "e4m3"},
 }
+COMPILED = "FP4 g128 x INT8, head INT8"  # the contestant that takes part compiled too
 IMAGES = {
     "FP4 x FP8": {},
     "FP8 x FP8": {"weight_bits": "8"},
@@ -47,17 +50,18 @@ IMAGES = {
 }
 Figures = dict[str, float]
 Contestant = Callable[[], Figures]
+Clock = Callable[[], float]
 
 
-def generating(model: Any) -> Contestant:
-    """Milliseconds of the prompt, and of each token after it."""
+def generating(model: Any, clock: Clock, **how: Any) -> Contestant:
+    """Milliseconds of the prompt, and of each token after it; `how` goes to `generate`."""
     ids = torch.arange(PROMPT).unsqueeze(0) + 100
 
     @torch.inference_mode()
     def tokens(count: int) -> float:
-        before = time.perf_counter()
-        model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
-        return 1e3 * (time.perf_counter() - before)
+        before = clock()
+        model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, **how)
+        return 1e3 * (clock() - before)
 
     def turn() -> Figures:
         first = tokens(1)
@@ -66,17 +70,33 @@ def generating(model: Any) -> Contestant:
     return turn
 
 
-def language_models(folder: str) -> tuple[dict[str, Contestant], dict[str, float]]:
+def compiled() -> dict[str, Any]:
+    """What `generate` is told to compile the decoding step, for which the cache has a fixed size."""
+    from transformers import CompileConfig
+
+    config = CompileConfig(mode="default", fullgraph=True)
+    config._compile_all_devices = True  # it would compile for accelerators alone
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+def language_models(
+    folder: str, only: list[str], clock: Clock, compile_one: bool
+) -> tuple[dict[str, Contestant], dict[str, float]]:
     """Contestants, and bytes of their weights beside what theory says."""
     model, _ = load_model(folder, dtype="float32")
-    turns = {"fp32": generating(model)}
-    turns["bf16"] = generating(copy.deepcopy(model).bfloat16())
+    turns = {"fp32": generating(model, clock)}
+    if not only or "bf16" in only:
+        turns["bf16"] = generating(copy.deepcopy(model).bfloat16(), clock)
     sizes: dict[str, float] = {}
     for name, settings in LANGUAGE.items():
+        if only and name not in only:
+            continue
         packed = copy.deepcopy(model)
         batch = torch.arange(16).unsqueeze(0)
         report = quantize(packed, build("zeroquant-fp", NEAREST | settings), [batch])
-        turns[name], sizes[name] = generating(packed), over_theory(packed, report)
+        turns[name], sizes[name] = generating(packed, clock), over_theory(packed, report)
+        if compile_one and name == COMPILED:
+            turns[f"{name}, compiled"] = generating(packed, clock, **compiled())
     return turns, sizes
 
 
@@ -93,16 +113,16 @@ def over_theory(model: nn.Module, report: dict[str, Any]) -> float:
 
 
 def pipelines(
-    folder: str, steps: int, images: int
+    folder: str, steps: int, images: int, clock: Clock
 ) -> tuple[dict[str, Contestant], dict[str, float]]:
     """The same for a diffusion pipeline."""
     prompts = read_prompts(Path(folder) / "heldout.safetensors").rows(0, images)
 
     def sampling(pipe: Any) -> Contestant:
         def turn() -> Figures:
-            before = time.perf_counter()
+            before = clock()
             sample(pipe, prompts, seed=0, steps=steps, guidance=2.0, batch=images)
-            return {"image, ms": 1e3 * (time.perf_counter() - before) / images}
+            return {"image, ms": 1e3 * (clock() - before) / images}
 
         return turn
 
@@ -120,9 +140,9 @@ def pipelines(
 class Llama:
     """llama.cpp in a process of its own that answers one turn at a time."""
 
-    def __init__(self, file: str, threads: int) -> None:
+    def __init__(self, file: str, threads: int, clock: str) -> None:
         script = str(Path(__file__).with_name("llama_cpp_turns.mjs"))
-        command = ["node", script, file, str(PROMPT), str(MORE), str(threads)]
+        command = ["node", script, file, str(PROMPT), str(MORE), str(threads), clock]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
@@ -137,12 +157,12 @@ class Llama:
         self.process.communicate()
 
 
-def race(turns: dict[str, Contestant]) -> dict[str, Figures]:
+def race(turns: dict[str, Contestant], rounds: int) -> dict[str, Figures]:
     """The least of each figure over rounds in which everyone has a turn; the first does not count."""
     least: dict[str, Figures] = {}
     for turn in turns.values():
         turn()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, turn in turns.items():
             figures = turn()
             known = least.setdefault(name, figures)
@@ -179,23 +199,31 @@ def main() -> None:
     parser.add_argument("--threads", nargs="*", type=int, default=[1])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="beside fp32")
+    parser.add_argument("--cpu", action="store_true", help="count the processes' own time")
+    parser.add_argument("--compiled", action="store_true", help="one contestant compiled too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if (args.model is None) == (args.pipeline is None):
         parser.error("give --model or --pipeline")
+    clock = time.process_time if args.cpu else time.perf_counter
     if args.model:
-        turns, sizes = language_models(args.model)
+        turns, sizes = language_models(args.model, args.only, clock, args.compiled)
     else:
-        turns, sizes = pipelines(args.pipeline, args.steps, args.images)
+        turns, sizes = pipelines(args.pipeline, args.steps, args.images, clock)
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
-        peers = {f"llama.cpp {Path(file).parent.name}": Llama(file, threads) for file in args.llama}
-        for name, ms in race(turns | peers).items():
+        peers = {
+            f"llama.cpp {Path(file).parent.name}": Llama(file, threads, clock.__name__)
+            for file in args.llama
+        }
+        for name, ms in race(turns | peers, args.rounds).items():
             rows.append({"name": name, "threads": threads, "ms": ms, "bytes": sizes.get(name)})
         for peer in peers.values():
             peer.close()
-    print(f"load {os.getloadavg()[0]:.1f}")
+    print(f"load {os.getloadavg()[0]:.1f}, {clock.__name__}")
     finish(rows, table(rows), ["torch", "transformers", "diffusers"], args.json)
 
 

@@ -21,10 +21,10 @@ from minifloat import formats
 from minifloat.export.native import save
 from minifloat.export.sdnq import SDNQ
 from minifloat.export.write import export
-from minifloat.layers import packed_like
 from minifloat.plan import Plan
 from minifloat.qtensor import decode, encode
 from minifloat.spec import MXFP4, NVFP4, LayerSpec, QuantSpec
+from minifloat.substitute import packed_like
 from tests.export.cases import BY_CONTRACT, layer_of
 
 SHAPE = (256, 384)

@@ -1,6 +1,6 @@
 // llama.cpp in end_to_end.py: milliseconds of a prompt and of a token, once for every line read.
 //
-//     node benchmarks/llama_cpp_turns.mjs FILE.gguf PROMPT MORE THREADS
+//     node benchmarks/llama_cpp_turns.mjs FILE.gguf PROMPT MORE THREADS [process_time]
 //
 // `npm install node-llama-cpp` in FILE's folder or above it brings llama.cpp built.
 import { createRequire } from "node:module";
@@ -8,8 +8,11 @@ import path from "node:path";
 import readline from "node:readline";
 import { pathToFileURL } from "node:url";
 
-const [file, prompt, more, threads] = process.argv.slice(2).map((word, i) => (i ? Number(word) : path.resolve(word)));
-const entry = createRequire(file).resolve("node-llama-cpp");
+const [file, ...rest] = process.argv.slice(2);
+const [prompt, more, threads] = rest.map(Number);
+const spent = ({ user, system }) => (user + system) / 1e3;
+const now = () => (rest[3] === "process_time" ? spent(process.cpuUsage()) : performance.now());
+const entry = createRequire(path.resolve(file)).resolve("node-llama-cpp");
 const { getLlama } = await import(pathToFileURL(entry).href);
 
 const llama = await getLlama({ gpu: false, build: "never", maxThreads: threads });
@@ -20,10 +23,10 @@ const tokens = Array.from({ length: prompt }, (_, i) => 100 + i);
 
 for await (const _ of readline.createInterface({ input: process.stdin })) {
     await sequence.clearHistory();
-    const began = performance.now();
+    const began = now();
     const marks = [];
     for await (const token of sequence.evaluate(tokens, { temperature: 0, yieldEogToken: true })) {
-        marks.push(performance.now());
+        marks.push(now());
         if (marks.length > more) break;
     }
     const last = marks.at(-1);

@@ -43,9 +43,12 @@ def layers_of(folder: Path) -> Layers:
         if quantization.get("quant_method") != "minifloat":
             continue
         plan = Plan.from_json({"rules": quantization.get("rules", [])})
+        heads = quantization.get("tied", {}).values()
         for name, stored in stored_layers(quantization).items():
             spec = plan.spec_of(name)
-            if stored.kernel is None and stored.shape is not None and spec is not None:
+            if stored.kernel is not None or (stored.embedding and name not in heads):
+                continue
+            if stored.shape is not None and spec is not None:
                 found[stored.shape, spec] += 1
     if not found:
         raise UserError(f"{folder} is no minifloat checkpoint with packed linear layers")

@@ -1,6 +1,6 @@
 """Registration with transformers: after `import minifloat`, `from_pretrained` reads our folders.
 
-Loading swaps empty `QLinear` modules in before the weights arrive by their names.
+Loading swaps empty packed layers in before the weights arrive by their names.
 """
 
 from types import ModuleType
@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from minifloat.embedding import tie
 from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.stored import stored_layers
-from minifloat.layers import packed_like
 from minifloat.models.experts import open_one
 from minifloat.models.split import split_layer
 from minifloat.plan import Plan
+from minifloat.substitute import packed_like
 
 # What `quantization_config` holds beside the method's name.
-CONFIG_KEYS = ("format_version", "rules", "layers", "splits", "experts")
+CONFIG_KEYS = ("format_version", "rules", "layers", "splits", "experts", "tied")
 
 
 def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
@@ -39,6 +40,9 @@ def swap_in(model: nn.Module, config: dict[str, Any]) -> None:
         layer = packed_like(old, spec, stored.rank)
         stored.check(name, layer)
         model.set_submodule(name, layer)
+    for head, table in config.get("tied", {}).items():
+        _layer(model, head)
+        tie(model, head, table)
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
@@ -89,3 +93,7 @@ def register(auto: ModuleType) -> None:
         @property
         def is_trainable(self) -> bool:
             return False
+
+        @property
+        def is_compileable(self) -> bool:
+            return True  # `generate` may compile the decoding step

@@ -212,23 +212,6 @@ class QConv2d(QLayer):
         return y
 
 
-def packed_like(module: nn.Module, spec: LayerSpec, rank: int = 0) -> QLayer:
-    """The empty packed layer that takes a layer's place, on its device.
-
-    Raises:
-        UserError: a layer of another kind.
-    """
-    if isinstance(module, nn.Linear):
-        size = (module.in_features, module.out_features)
-        dtype, bias = module.weight.dtype, module.bias is not None
-        with module.weight.device:
-            return QLinear(*size, spec, bias=bias, rank=rank, dtype=dtype)
-    if isinstance(module, nn.Conv2d):
-        with module.weight.device:
-            return QConv2d(module, spec, rank=rank)
-    raise UserError(f"a {type(module).__name__} cannot be packed; linear layers and Conv2d can")
-
-
 @contextmanager
 def weights_held(model: nn.Module) -> Iterator[None]:
     """Decode every packed weight once for many forward passes: memory for time."""

@@ -24,6 +24,8 @@ from minifloat.models.adapter import Adapter
 from minifloat.models.experts import closed_layers, fused_name, open_planned
 from minifloat.models.families import adapt
 from minifloat.models.kept import why_kept
+from minifloat.models.outside import outside_layers
+from minifloat.outside import quantize_outside, specs_outside
 from minifloat.plan import Plan
 from minifloat.spec import LayerSpec
 
@@ -98,8 +100,9 @@ def quantize(
     blocks = adapter.blocks(model)
     names = [name for prefix, block in blocks.items() for name in quantizable(block, prefix)]
     closed = [name for layers in closed_layers(model).values() for name in layers]
-    resolved = plan.resolve(names + closed)
-    specs = {name: resolved[name] for name in names}
+    resolved = plan.resolve(names + closed, outside_layers(model))
+    outside = specs_outside(model, resolved)
+    specs = {name: resolved[name] for name in names} | outside
     before = {name: (p.shape, p.numel(), p.element_size()) for name, p in model.named_parameters()}
     started = time.perf_counter()
     where: Any = {"budget": budget, "journal": journal, "weights": weights, "team": team}
@@ -112,6 +115,7 @@ def quantize(
         outcome.update(window.outcome)
         block_sqnr.append((window.name, window.block_sqnr))
         memory.append((window.name, resident() / 2**20))
+    outcome |= quantize_outside(model, outside)
     ledger = _ledger(model, before, specs, outcome, apart or {})
     refuse_void(ledger, specs, unseen=unseen)
     return {

@@ -1,8 +1,9 @@
 """The plan: which layer is quantized how, as data that a user can edit.
 
 An ordered list of (pattern, LayerSpec); the first pattern that matches a layer's full name decides,
-a rule without a spec keeps the layer, and so does the lack of a rule. A pattern that matches nothing
-is an error, because a plan that silently does nothing is how quantized models lose their meaning.
+a rule without a spec keeps the layer, and so does the lack of a rule. The embedding and the output head
+listen only to a rule that is their name ("lm_head"), since "*" is said of blocks. A pattern that matches
+nothing is an error, because a plan that silently does nothing is how models lose their meaning.
 """
 
 import json
@@ -23,17 +24,25 @@ class Plan:
 
     rules: tuple[tuple[str, LayerSpec | None], ...]
 
-    def resolve(self, names: Iterable[str]) -> dict[str, LayerSpec | None]:
+    def resolve(
+        self, names: Iterable[str], by_name: Iterable[str] = ()
+    ) -> dict[str, LayerSpec | None]:
         """The spec of every layer by name.
+
+        Args:
+            names: layers that any pattern reaches.
+            by_name: layers outside the blocks, which only a rule of their very name reaches, wherever
+                it stands; the others of them are not in the answer.
 
         Raises:
             UserError: a rule that matches no layer.
         """
-        layers = list(names)
+        layers, outside = list(names), list(by_name)
+        own = {pattern: spec for pattern, spec in reversed(self.rules) if pattern in outside}
         for pattern, _ in self.rules:
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise UserError(_no_match(pattern, layers))
-        return {name: self.spec_of(name) for name in layers}
+            if pattern not in own and not any(fnmatchcase(name, pattern) for name in layers):
+                raise UserError(_no_match(pattern, layers + outside))
+        return {name: self.spec_of(name) for name in layers} | own
 
     def spec_of(self, name: str) -> LayerSpec | None:
         """What the first matching rule says of one layer."""

@@ -17,12 +17,13 @@ from minifloat.export.native import save, whole_or_nothing
 from minifloat.export.native_folder import open_native
 from minifloat.export.write import export
 from minifloat.hf import swap_in
-from minifloat.layers import QLayer, packed_like
+from minifloat.layers import QLayer
 from minifloat.models.load import load_model
 from minifloat.packing import pack
 from minifloat.plan import Plan
 from minifloat.qtensor import decode, encode
 from minifloat.spec import MXFP4, LayerSpec, QuantSpec
+from minifloat.substitute import packed_like
 from minifloat.tiles import as_matrix
 from tests.export.conftest import Build, config_of
 

@@ -20,10 +20,10 @@ from minifloat.export.pipeline import export_pipeline
 from minifloat.export.read import read_folder
 from minifloat.export.verify import parse_reader, verify
 from minifloat.export.write import export
-from minifloat.layers import packed_like
 from minifloat.plan import Plan
 from minifloat.qtensor import encode
 from minifloat.spec import LayerSpec, QuantSpec
+from minifloat.substitute import packed_like
 from tests.command_line import minifloat
 from tests.export.conftest import config_of
 from tests.export.test_write import digest

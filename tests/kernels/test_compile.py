@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from minifloat import formats
 from minifloat.kernels import native, ops
 from minifloat.layers import QConv2d, QLinear
+from minifloat.models.outside import outside_layers
+from minifloat.outside import quantize_outside, specs_outside
+from minifloat.plan import Plan
 from minifloat.qtensor import encode
 from minifloat.scales import Scale
 from minifloat.spec import (
@@ -79,12 +82,14 @@ def test_the_op_is_what_torch_asks_of_an_op(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["w4a8", "w4a16"])
-def test_a_language_model_compiles_without_a_break(name: str) -> None:
+def test_a_language_model_with_a_packed_head_compiles_without_a_break(name: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 50}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**size, **heads)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**size, **heads, tie_word_embeddings=True)).eval()
+    plan = Plan((("lm_head", SPECS[name]),))
+    quantize_outside(model, specs_outside(model, plan.resolve((), outside_layers(model))))
     for path, module in list(model.model.named_modules()):
         if isinstance(module, nn.Linear):
             model.model.set_submodule(path, packed(module, SPECS[name]))

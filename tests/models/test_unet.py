@@ -12,7 +12,7 @@ from minifloat import formats
 from minifloat.calibrate.trajectories import record
 from minifloat.errors import UserError
 from minifloat.export.native import save, whole_or_nothing
-from minifloat.layers import QConv2d, packed_like
+from minifloat.layers import QConv2d
 from minifloat.method import quantize
 from minifloat.methods import build
 from minifloat.models.seam import fold_order
@@ -22,6 +22,7 @@ from minifloat.plan import Plan
 from minifloat.qtensor import decode, encode, fake_quantize
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
+from minifloat.substitute import packed_like
 from minifloat.tiles import as_matrix
 
 

@@ -285,7 +285,7 @@ def test_block_scales_get_the_scale_that_lets_the_largest_input_fit(size: float)
 
 
 def test_a_static_input_without_a_pass_that_finds_its_scale_is_refused() -> None:
-    from minifloat.layers import packed_like
+    from minifloat.substitute import packed_like
 
     found, _ = solved(LayerSpec(QuantSpec(formats.E2M1), INPUT), round_to_nearest())
     work = found.layers["b.mix"]

@@ -18,9 +18,10 @@ from torch import nn
 from minifloat.calibrate import durable
 from minifloat.calibrate.draft import Draft
 from minifloat.errors import UserError
-from minifloat.layers import QLayer, packed_like
+from minifloat.layers import QLayer
 from minifloat.shards import Entry, entries_of
 from minifloat.spec import LayerSpec
+from minifloat.substitute import packed_like
 
 _SETTINGS = "settings.json"
 

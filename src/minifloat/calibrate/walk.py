@@ -23,12 +23,12 @@ from minifloat.calibrate.shelf import Shelf
 from minifloat.calibrate.stats import Hessian, Layer, input_rows, output_sqnr, quantizable, sqnr
 from minifloat.calibrate.team import ALONE, Team
 from minifloat.errors import UserError
-from minifloat.layers import packed_like
 from minifloat.models.adapter import Adapter
 from minifloat.models.experts import is_expert
 from minifloat.qtensor import QTensor, decode
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
+from minifloat.substitute import packed_like
 from minifloat.tiles import as_matrix
 
 
@@ -253,7 +253,7 @@ def _finish(
     window.draft = None if journal is None else journal.draft(window.name)
     for apply in passes:
         apply(window)
-    outcomes = [_replace(model, window.layers_of(name)) for name in names]
+    outcomes = [replace_layers(model, window.layers_of(name)) for name in names]
     window.layers.clear()
     if journal is not None and window.team.rank == 0:
         journal.keep(names, model, outcomes)
@@ -270,11 +270,12 @@ def _window(steps: Sequence[Step], specs: dict[str, LayerSpec | None], team: Tea
                 layers[name] = Work(module, spec)
     block, calls = as_one(steps)
     window = Window(steps[0].name, block, layers, calls, steps[-1].targets, team=team)
-    _check_finite(window)
+    check_finite(window)
     return window
 
 
-def _check_finite(window: Window) -> None:
+def check_finite(window: Window) -> None:
+    """Raise a `UserError` if a layer's weight holds NaN or Inf."""
     for name, work in window.layers.items():
         bad = int((~torch.isfinite(work.module.weight)).sum())
         if bad:
@@ -284,8 +285,8 @@ def _check_finite(window: Window) -> None:
             )
 
 
-def _replace(model: nn.Module, works: dict[str, Work]) -> dict[str, dict[str, Any]]:
-    """Put packed layers in the place of the linear ones; returns what became of them."""
+def replace_layers(model: nn.Module, works: dict[str, Work]) -> dict[str, dict[str, Any]]:
+    """Put packed layers in the place of full-precision ones; returns what became of them."""
     outcome = {}
     for name, work in works.items():
         assert work.q is not None, f"no pass quantized {name}"
@@ -302,7 +303,7 @@ def _replace(model: nn.Module, works: dict[str, Work]) -> dict[str, dict[str, An
             "histogram": _histogram(work.q),
             "reason": work.note,
         }
-        bias = None if work.module.bias is None else work.module.bias.detach()
+        bias = getattr(work.module, "bias", None)  # an embedding has none
         rank = 0 if work.low_rank is None else work.low_rank[1].shape[0]
         layer = packed_like(work.module, work.spec, rank)
         layer.fill(work.q, bias=bias, low_rank=work.low_rank, input_scale=work.input_scale)

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from torch import Tensor, nn
 
+from minifloat.embedding import TiedHead
 from minifloat.errors import UserError
 from minifloat.export.stored import FORMAT_VERSION, Stored
 from minifloat.layers import QLayer
@@ -35,7 +36,9 @@ def quantization_config(model: nn.Module, plan: Plan) -> dict[str, Any]:
     config = configuration(plan, {name: Stored.of(layer) for name, layer in packed})
     splits = {n: m.sizes for n, m in model.named_modules() if isinstance(m, SplitLayer)}
     experts = [n for n, m in model.named_modules() if isinstance(m, ExpertLayers)]
-    changed = {"splits": splits, "experts": experts}
+    tables = {module: name for name, module in model.named_modules()}
+    tied = {n: tables[m.table] for n, m in model.named_modules() if isinstance(m, TiedHead)}
+    changed = {"splits": splits, "experts": experts, "tied": tied}
     return config | {key: value for key, value in changed.items() if value}
 
 

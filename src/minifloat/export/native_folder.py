@@ -24,6 +24,7 @@ _OWN = (
     *("weight", "weight_scale", "weight_outer_scale", "weight_zero_point"),
     *("input_scale", "input_zero_point", "low_rank_up", "low_rank_down"),
 )
+_HEADS = ("lm_head", "embed_out")  # as transformers calls them
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,21 @@ def _check_scales(
         raise UserError(f"{name}.weight_scale in {path} is {list(scale)}, which its spec is not")
 
 
-def refuse_special(folder: NativeFolder, name: str, to: str, *, forms: bool = False) -> None:
+def refuse_special(
+    folder: NativeFolder, name: str, to: str, *, forms: bool = False, outside: bool = False
+) -> None:
     """Refuse what readers have no place for, whatever its spec.
 
     Args:
         forms: whether the contract takes convolutions and low-rank branches.
+        outside: whether it takes embeddings and output heads.
     """
     stored = folder.stored[name]
+    if not outside and (stored.embedding or name.rpartition(".")[2] in _HEADS):
+        raise UserError(
+            f"{to} cannot hold {name}: its readers keep embeddings and the output head in full "
+            "precision; quantize with --set head=none, or export to gguf"
+        )
     if is_opened(name):
         raise UserError(
             f"{to} cannot hold {name}: its readers take experts in one parameter alone; "

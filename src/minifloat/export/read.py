@@ -52,6 +52,9 @@ def read_folder(source: Path, out: Path, *, weights_only: bool = False) -> int:
         specs[name], stored[name] = _outline(folder, name, parts, weights_only)
     quantization = configuration(_plan(specs), stored)
     quantization |= {"experts": sorted(names.opened)} if names.opened else {}
+    table = next((name for name, about in stored.items() if about.embedding), None)
+    if table is not None and folder.config.get("tie_word_embeddings"):
+        quantization["tied"] = {"lm_head": table}
     config = {**folder.config, "quantization_config": quantization}
     with whole_or_nothing(out) as partial:
         tensors = chain(_plain(folder, names), _tensors(folder, packed, specs))
@@ -96,7 +99,8 @@ def _outline(
     rank = 0 if layer.low_rank is None else layer.low_rank[1].shape[0]
     kernel = folder.schemes[parts[0]].get("shape", [])[2:]  # SDNQ's convolutions
     shape = layer.q.shape[0], layer.q.shape[1]
-    spec, stored = layer.spec, Stored(rank, shape, (kernel[0], kernel[1]) if kernel else None)
+    form = (kernel[0], kernel[1]) if kernel else None
+    spec, stored = layer.spec, Stored(rank, shape, form, name.endswith("embed_tokens"))
     if weights_only:
         return LayerSpec(spec.weight), stored
     return spec, stored

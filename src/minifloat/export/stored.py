@@ -4,9 +4,10 @@ Version 1 mapped a layer's name to the rank of its branch; version 2 maps it to 
 because packed bytes do not tell it: a row of 5 codes of 3 bits takes as many bytes as one of 4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from minifloat.embedding import QEmbedding
 from minifloat.errors import UserError
 from minifloat.layers import QConv2d, QLayer
 
@@ -21,11 +22,13 @@ class Stored:
         rank: of its low-rank branch, 0 for none.
         shape: [out, in], or [out, in / groups * height * width]; None in version 1.
         kernel: (height, width) of a convolution, None for a linear layer.
+        embedding: whether rows are looked up in it.
     """
 
     rank: int
     shape: tuple[int, int] | None = None
     kernel: tuple[int, int] | None = None
+    embedding: bool = False
 
     @staticmethod
     def of(layer: QLayer) -> "Stored":
@@ -33,12 +36,12 @@ class Stored:
         kernel = None
         if isinstance(layer, QConv2d):
             kernel = layer.kernel_size[0], layer.kernel_size[1]
-        return Stored(layer.rank, layer.shape, kernel)
+        return Stored(layer.rank, layer.shape, kernel, isinstance(layer, QEmbedding))
 
     def check(self, name: str, layer: QLayer) -> None:
         """Raise a `UserError` if the model has another layer in this place."""
         found = Stored.of(layer)
-        if self.shape is not None and (self.shape, self.kernel) != (found.shape, found.kernel):
+        if self.shape is not None and self != replace(found, rank=self.rank):
             raise UserError(
                 f"{name} is {self} in the checkpoint, but {found} in the model; "
                 "config.json and the weights are of different models"
@@ -47,12 +50,13 @@ class Stored:
     def to_json(self) -> dict[str, Any]:
         assert self.shape is not None
         kernel = {} if self.kernel is None else {"kernel": list(self.kernel)}
-        return {"rank": self.rank, "shape": list(self.shape), **kernel}
+        table = {"embedding": True} if self.embedding else {}
+        return {"rank": self.rank, "shape": list(self.shape), **kernel, **table}
 
     def __str__(self) -> str:
-        kind = (
-            "linear" if self.kernel is None else f"a {self.kernel[0]}x{self.kernel[1]} convolution"
-        )
+        kind = "an embedding" if self.embedding else "linear"
+        if self.kernel is not None:
+            kind = f"a {self.kernel[0]}x{self.kernel[1]} convolution"
         return f"{kind} {list(self.shape or ())}"
 
 
@@ -83,7 +87,8 @@ def _entry(name: str, entry: Any, version: int) -> Stored:
         if entry.get("kernel") is not None:
             height, width = map(_count, entry["kernel"])
             kernel = height, width
-        return Stored(_count(entry["rank"]), (rows, columns), kernel)
+        table = entry.get("embedding") is True
+        return Stored(_count(entry["rank"]), (rows, columns), kernel, table)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
             f"config.json says {entry!r} of {name}, in place of its rank and shape"

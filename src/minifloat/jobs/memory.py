@@ -5,6 +5,7 @@ to activations, and the rest of them to disk.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +16,7 @@ from minifloat.jobs.job import Task
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.lazy import Lazy
+from minifloat.models.outside import outside_layers
 
 USUAL_BUDGET = 4 << 30  # of activations, where nobody says
 _SPARE = 300 << 20  # allocator, threads, small tensors
@@ -28,7 +30,7 @@ class Estimate:
     Attributes:
         start: of the process with everything outside the blocks.
         block: of the largest block, as stored and packed.
-        work: on its largest layer in float32: weight, quantized weight, errors.
+        work: on the largest layer in float32, in it or outside: weight, quantized weight, errors.
         hessians: of the largest block's layers, and the factor of the largest.
         inside: activations inside a block for one calibration batch.
     """
@@ -70,18 +72,22 @@ class Estimate:
         return ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
 
 
-def estimate(model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> Estimate:
-    """The estimate for batches of `rows` tokens."""
+def estimate(
+    model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int, named: Collection[str] = ()
+) -> Estimate:
+    """The estimate for batches of `rows` tokens; `named` layers outside the blocks are worked on too."""
     blocks = adapter.blocks(model)
     name = max(blocks, key=lazy.bytes_of)
     layers = [
         (m.weight.shape[0], m.weight[0].numel()) for m in quantizable(blocks[name], "").values()
     ]
     columns = {inputs for _, inputs in layers}
+    outside = {holder for layer, holder in outside_layers(model).items() if layer in named}
+    weights = [model.get_submodule(layer).weight.numel() for layer in outside]  # type: ignore[operator]
     return Estimate(
         start=resident(),
         block=lazy.bytes_of(name) * 3 // 2,
-        work=4 * 4 * max(out * inputs for out, inputs in layers),
+        work=4 * 4 * max([*weights, *(out * inputs for out, inputs in layers)]),
         hessians=4 * (2 * sum(n * n for n in columns) + 3 * max(columns) ** 2),
         inside=4 * rows * sum(out + inputs for out, inputs in layers),
     )
@@ -89,7 +95,8 @@ def estimate(model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> Estim
 
 def budget(task: Task, model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> int:
     """Bytes for activations between blocks: what the rest of the run leaves of the task's limit."""
-    found = estimate(model, adapter, lazy, rows)
+    named = [pattern for pattern, _ in task.plan.rules]
+    found = estimate(model, adapter, lazy, rows, named)
     limit = task.job.memory
     left = USUAL_BUDGET if limit is None else found.activations(limit)
     task.say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")

@@ -1,6 +1,7 @@
 """What a kernel gets to see of a layer: packed codes, scales, bias and the low-rank branch."""
 
 import json
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from minifloat.packing import unpack
 from minifloat.qtensor import QTensor, decode, fake_quantize
 from minifloat.scales import Scale
-from minifloat.spec import CacheSpec, LayerSpec
+from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 
 class PackedLinear(NamedTuple):
@@ -55,6 +56,14 @@ class PackedLinear(NamedTuple):
         codes = unpack(self.codes, spec.format.bits, self.shape[1])
         return decode(QTensor(codes, self.scale, spec, self.shape), self.dtype)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows [N, in] of the decoded weight; only these are unpacked."""
+        spec = self.spec.weight
+        assert spec is not None
+        codes = unpack(self.codes[ids], spec.format.bits, self.shape[1])
+        scale, spec = _of_rows(self.scale, spec, ids)
+        return decode(QTensor(codes, scale, spec, tuple(codes.shape)), self.dtype)
+
     def weight_and_branch(self) -> Tensor:
         """The decoded weight [out, in] with the low-rank branch added."""
         w = self.weight()
@@ -68,6 +77,23 @@ class PackedLinear(NamedTuple):
         if self.spec.input is None:
             return x
         return fake_quantize(x, self.spec.input, self.input_scale)
+
+
+def _of_rows(scale: Scale, spec: QuantSpec, rows: Tensor) -> tuple[Scale, QuantSpec]:
+    """The scales of single rows, and the spec of the matrix that these rows make."""
+    tiles, outer = _tile_of(rows, spec), scale.outer
+    inner: QuantSpec | None = spec.outer
+    if inner is not None and outer is not None:
+        outer = outer[_tile_of(tiles, inner)]
+        spec = replace(spec, scale=replace(inner, tile=(1, inner.tile[1])))
+    zero = None if scale.zero is None else scale.zero[tiles]
+    return Scale(scale.stored[tiles], outer, zero), replace(spec, tile=(1, spec.tile[1]))
+
+
+def _tile_of(rows: Tensor, spec: QuantSpec) -> Tensor:
+    """Which tile each row of a matrix lies in."""
+    size = spec.tile[0]
+    return torch.zeros_like(rows) if size == -1 else rows // size
 
 
 def spec_name(spec: LayerSpec | CacheSpec) -> str:

@@ -67,5 +67,12 @@ def attention_kv(
     )
 
 
+def embedding(ids: Tensor, layer: PackedLinear) -> Tensor:
+    """Rows [..., in] of the weight [out, in] at ids [...]: only these are decoded."""
+    if layer.held is not None:
+        return torch.nn.functional.embedding(ids, layer.held)
+    return layer.rows(ids.reshape(-1)).reshape(*ids.shape, layer.shape[1])
+
+
 def _output(y: Tensor, spec: LayerSpec) -> Tensor:
     return y if spec.output is None else fake_quantize(y, spec.output)

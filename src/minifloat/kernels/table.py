@@ -39,6 +39,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", "reference", "*", lambda spec: "", reference.linear),
     Kernel("conv2d", "cpu", "cpu", native.refuses, fast.conv2d),
     Kernel("conv2d", "reference", "*", lambda spec: "", reference.conv2d),
+    Kernel("embedding", "reference", "*", lambda spec: "", reference.embedding),
     Kernel("any conv2d", "reference", "*", lambda spec: "", reference.conv2d),
     Kernel(
         "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation

@@ -36,6 +36,7 @@ def zeroquant_fp(
     search: bool = True,
     act_order: bool = True,
     damp: float = 0.01,
+    head: str = "none",
 ) -> Method:
     """Weights in groups, activations per token.
 
@@ -50,6 +51,8 @@ def zeroquant_fp(
         search: search clip values instead of taking the largest magnitude.
         act_order: GPTQ takes columns of large inputs first.
         damp: GPTQ's damping.
+        head: format of the output layer, and of the embedding where the two are tied; none keeps them.
+            Rows of 8 bits have one scale, fewer bits have those of groups.
     """
     w = _weight_spec(Format.parse(weight), group_size, constraint, scale_rounding)
     x = None
@@ -69,8 +72,18 @@ def zeroquant_fp(
         compensate(rank),
         search_inputs(grid=(1.0,)),  # for plans with static inputs; the method's own are dynamic
     )
-    plan = Plan((("*", LayerSpec(weight=w, input=x)),))
+    plan = Plan((*_head_rule(head, group_size, x), ("*", LayerSpec(weight=w, input=x))))
     return Method("zeroquant-fp", "arXiv 2307.09782", plan, passes)
+
+
+def _head_rule(
+    head: str, group_size: int, x: QuantSpec | None
+) -> tuple[tuple[str, LayerSpec], ...]:
+    if head == "none":
+        return ()
+    fmt = Format.parse(head)
+    tile = (1, -1 if fmt.bits == 8 else group_size)
+    return (("lm_head", LayerSpec(weight=QuantSpec(fmt, tile, formats.FP16), input=x)),)
 
 
 def _weight_spec(fmt: Format, group_size: int, constraint: str, scale_rounding: str) -> QuantSpec:

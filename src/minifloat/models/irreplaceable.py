@@ -15,7 +15,13 @@ def why_irreplaceable(name: str, module: nn.Module) -> str:
         return "the model reads this weight itself and never calls the layer"
     if isinstance(module, nn.Linear | nn.Conv2d) and not _is_ordinary(module):
         return "the layer computes more than a linear map"  # Llama 4's router
+    if isinstance(module, nn.Embedding) and not _is_plain(module):
+        return "the layer computes more than a look-up"  # Gemma scales its embeddings
     return ""
+
+
+def _is_plain(table: nn.Embedding) -> bool:
+    return type(table).forward is nn.Embedding.forward and table.max_norm is None
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ _REASONS: tuple[tuple[Callable[[str, nn.Module], bool], str], ...] = (
     ),
     (
         lambda name, _: "embed" in name or "lm_head" in name,
-        "embeddings and the output head stay in full precision",
+        "embeddings and the output head stay in full precision unless a rule names them",
     ),
     (
         lambda name, module: "norm" in name or "norm" in type(module).__name__.lower(),

@@ -14,6 +14,7 @@ from minifloat.models.attention import attention_part
 from minifloat.models.feed_forward import feed_forward_part
 from minifloat.models.latent_attention import latent_attention_part
 from minifloat.models.mixture import experts_part
+from minifloat.models.outside import output_layer
 from minifloat.models.part import Part, strangers
 from minifloat.models.seam import ORDER, ROTATION, SCALE, Seam, Slot
 from minifloat.models.slots import columns, features, gains, is_norm, rows, subtracts_mean
@@ -117,7 +118,7 @@ def language_seams(
     config: Any = decoder.config
     read = [read_block(name, block, config) for name, block in blocks.items()]
     seams = [seam for block in read for seam in block.seams()]
-    head = _head(model)
+    head = output_layer(model)
     for name, norm in decoder.named_children():
         if is_norm(norm) and head and "embed" not in name:
             gain, width = gains(f"{prefix}.{name}", norm), features(head[1])[1]
@@ -184,13 +185,3 @@ def _is_post_norm(config: Any) -> bool:
     moved = getattr(config, "apply_residual_connection_post_layernorm", False)
     weighted = hasattr(config, "full_attn_alpha_factor")  # MiniMax adds the normalized stream
     return bool(moved) or weighted or getattr(config, "do_layer_norm_before", True) is False
-
-
-def _head(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """The output layer by its full name."""
-    getter = getattr(model, "get_output_embeddings", None)
-    head: Any = getter() if callable(getter) else None
-    for name, module in model.named_modules():
-        if module is head:
-            return name, module
-    return None

@@ -1,6 +1,6 @@
 """A GGUF file of any writer, seen as a contract's folder: names and rows as transformers has them.
 
-Q8_0, Q4_0, Q4_1 and MXFP4 matrices of linear layers are layers of ours as they lie; every other tensor
+Q8_0, Q4_0, Q4_1 and MXFP4 matrices are layers of ours as they lie; every other tensor
 is decoded. Of Q4_1 the offsets are read, because they alone say whether a zero point holds them.
 """
 
@@ -20,6 +20,7 @@ from minifloat.export.gguf.blocks import BLOCKS
 from minifloat.export.gguf.package import load_package
 from minifloat.shards import Entry
 
+_PACKED = ("_proj.weight", "embed_tokens.weight", "lm_head.weight")
 _PLAIN = ("F32", "F16", "BF16", "F64")
 
 
@@ -125,8 +126,8 @@ def _ours(name: str) -> str:
 
 
 def _layers(entries: dict[str, Entry], types: dict[str, str]) -> dict[str, Scheme]:
-    """Linear layers of the blocks whose type is one of ours."""
-    modules = [n.removesuffix(".weight") for n in entries if n.endswith("_proj.weight")]
+    """Layers whose type is one of ours: linear ones, the embedding and the head."""
+    modules = [n.removesuffix(".weight") for n in entries if n.endswith(_PACKED)]
     kinds = {name: types[f"{name}.weight"] for name in modules}
     schemes = BLOCKS.schemes({"types": kinds}, {name: {"weight"} for name in modules})
     return {name: scheme for name, scheme in schemes.items() if _held(entries, name, scheme)}

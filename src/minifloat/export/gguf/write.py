@@ -79,7 +79,7 @@ def _describe(writer: Any, folder: NativeFolder) -> None:
 def _kind(folder: NativeFolder, name: str) -> str:
     """A layer's block type, or the refusal in the user's words."""
     spec, shape = folder.specs[name], folder.shape(name)
-    refuse_special(folder, name, "gguf")
+    refuse_special(folder, name, "gguf", outside=True)
     try:
         return str(BLOCKS.scheme(spec, shape)["type"])
     except Refusal as error:
