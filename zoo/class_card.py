@@ -18,7 +18,7 @@ from zoo.emoji_card import GUIDANCE, STEPS, draw, others, print_scores, sheet
 from zoo.judge import STYLES, Labels
 from zoo.unet_class import CLASS, CLASSES, load
 
-EACH = 12  # pictures of a class
+EACH = 8  # pictures of a class
 
 
 def main() -> None:

@@ -16,16 +16,22 @@ from torch import Tensor
 from minifloat.models.pipeline import open_pipeline
 from zoo import captioned, clips, corpora, emoji, judge, prompts
 from zoo.clips import FRAMES, Clips
-from zoo.emoji_card import GUIDANCE, STEPS, draw, keep, others, print_scores, sheet, spread
+from zoo.emoji_card import GUIDANCE, draw, keep, others, print_scores, sheet, spread
 from zoo.judge import Labels
 
-KEPT = 16, 24  # committed prompts, that calibrate and that judge
+STEPS = 10
+KEPT = 16, 24  # committed prompts, that calibrate and that are judged
 SHOWN = 12
 
 
 def framed(strips: Tensor) -> Tensor:
     """Strips of film [n, 3, side, FRAMES * side] as clips [n, FRAMES, 3, side, side]."""
     return strips.unflatten(3, (FRAMES, -1)).permute(0, 3, 1, 2, 4)
+
+
+def framed_real(moving: Clips) -> Tensor:
+    """Clips in the same order of axes."""
+    return moving.images.movedim(1, 2)
 
 
 def repeated(said: Labels) -> Labels:
@@ -62,22 +68,23 @@ def main() -> None:
         for own in (train, held)
     ]
     keep(options.folder, pipe, *asked, *KEPT)
-    drawn = framed(draw(pipe, prompts.for_pipeline(asked[1], pipe), STEPS, GUIDANCE))
-    real, said = held.images.movedim(1, 2), repeated(judge.labels(held.emoji))
-    places = spread(SHOWN, len(real))
-    rows = [row for place in places for row in (drawn[place], real[place])]
+    places = spread(KEPT[1], len(held.emoji))
+    request = prompts.for_pipeline(prompts.pick(asked[1], places), pipe)
+    drawn = framed(draw(pipe, request, STEPS, GUIDANCE))
+    real, said = framed_real(held), judge.labels(held.emoji)
+    rows = [row for i in spread(SHOWN, len(places)) for row in (drawn[i], real[places[i]])]
     sheet(rows).save(options.folder / "samples.png")
-    print("- " + "; ".join(held.emoji[place].caption for place in places))
+    print("- " + "; ".join(held.emoji[places[i]].caption for i in spread(SHOWN, len(places))))
+    own = repeated(Labels(*(each[places] for each in said)))
     flat = drawn.flatten(0, 1)
     scores = {
-        "real frames, held out": (real.flatten(0, 1), said),
-        "real frames, trained on": (train.images.movedim(1, 2)[::10].flatten(0, 1),
-                                    repeated(judge.labels(train.emoji[::10]))),
-        "frames of samples, held-out captions": (flat, said),
-        "the same, captions shuffled": (flat, others(said)),
-    }  # fmt: skip
+        "real frames, held out": (real.flatten(0, 1), repeated(said)),
+        "real frames of the clips drawn": (real[places].flatten(0, 1), own),
+        "frames of samples": (flat, own),
+        "the same, captions shuffled": (flat, others(own)),
+    }
     print_scores(judge.load(), scores, real.flatten(0, 1))
-    for name, frames in (("real", real), ("samples", drawn)):
+    for name, frames in (("real", real[places]), ("samples", drawn)):
         print("{}: neighbouring frames {:.1f} apart, clips {:.1f}".format(name, *motion(frames)))
 
 

@@ -104,7 +104,8 @@ def requests(pipe: Any, prompts: Prompts | None, count: int, seed: int) -> Promp
 def _classes(pipe: Any) -> int:
     """How many classes a denoiser knows: transformers and U-Nets name them differently."""
     config: Any = denoiser(pipe)[1].config
-    return config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+    count: int = config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+    return count
 
 
 def _first(pipe: Any, prompts: Prompts | None, count: int) -> Prompts:
