@@ -24,7 +24,7 @@ Forget = Callable[[Asked, Tensor], Asked]  # of rows asked, those chosen [rows] 
 class Data(NamedTuple):
     """Pictures and what they are asked for by, on one device."""
 
-    images: Tensor  # uint8 [n, 3, 32, 32], or clips [n, 3, frames, 32, 32]
+    images: Tensor  # uint8 [n, 3, 32, 32], or clips [n, 3, frames, 32, 32], or what `Noised` knows
     asked: Asked
 
     def rows(self, places: Tensor | slice) -> "Data":
