@@ -4,8 +4,8 @@ Why this file exists: the claims about video transformers (ViDiT-Q, arXiv:2406.0
 over space and attention over time in a model that can be run in seconds. It is the ordinary
 `LatteTransformer3DModel` of diffusers. Its spatial half begins as three of the blocks of dit-text, as
 Latte's own text-to-video model began as an image model; its temporal blocks begin as identities, and
-all is trained on clips. After about 200 steps frames were patches of the right colours and no more, so the
-recipe asks for 700; no model is committed yet.
+all is trained on clips. After about 200 steps frames were patches of the right colours and no more,
+so the recipe asks for 700; no model is committed yet.
 
     python -m zoo.train dit-video --out DIR            train (resumable)
 """

@@ -3,8 +3,8 @@
 Why this file exists: quantizers for diffusion models are first shown on class-conditional U-Nets of
 pixels, without words or cross-attention. It is the ordinary `UNet2DModel` of diffusers, sampled with
 DDIM in the one pipeline of diffusers that hands classes to such a network. Layers that unet-text has
-too begin as there; attention and classes begin at random. After about 100 steps faces, flags and signs could
-be told and little else; the recipe has 1,200, and no model is committed yet.
+too begin as there; attention and classes begin at random. After about 100 steps faces, flags and
+signs could be told and little else; the recipe has 1,200, and no model is committed yet.
 
     python -m zoo.train unet-class --out DIR            train (resumable)
 """
