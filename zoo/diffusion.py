@@ -22,18 +22,19 @@ from torch.nn.functional import mse_loss
 
 from zoo import descent, runs
 from zoo.descent import seeded
-from zoo.noising import Batch, Data, Forget, draw, noised, scheduler
+from zoo.noising import Batch, Data, Forget, Noised, draw, noised, scheduler
 from zoo.runs import Progress
 
 PIPELINE = "pipeline"  # the folder of the model that came out
 
 
 class Maker(NamedTuple):
-    """How a model is made, the pipeline of diffusers that samples with it, and guidance."""
+    """How a model is made, the pipeline of diffusers that samples with it, guidance, and noise."""
 
-    build: Callable[[], Any]  # a fresh model
+    build: Callable[[], Any]  # a model to begin with
     pipeline: Callable[[Any, DDIMScheduler], Any]
     forget: Forget
+    noised: Noised = noised
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class Recipe(descent.Recipe):
 def predict(model: Any, batch: Batch, recipe: Recipe) -> Tensor:
     """The velocity that a U-Net or a transformer of diffusers expects, in fp32."""
     with torch.autocast(batch.noisy.device.type, torch.bfloat16, enabled=recipe.low):
-        found: Tensor = model(batch.noisy, timestep=batch.times, return_dict=False, **batch.asked)[
-            0
-        ]
-    return found.float()
+        found = model(batch.noisy, timestep=batch.times, return_dict=False, **batch.asked)
+    velocity: Tensor = found[0][:, : batch.noisy.shape[1]]  # a variance may lie behind
+    return velocity.float()
 
 
 Average = dict[str, Tensor]  # the moving average of the weights, by name
@@ -73,7 +73,9 @@ def follow(average: Average, model: nn.Module, step: int, recipe: Recipe) -> Non
 
 
 @torch.no_grad()
-def validation(model: nn.Module, average: Average, held: Data, recipe: Recipe) -> dict[str, float]:
+def validation(
+    model: nn.Module, average: Average, held: Data, recipe: Recipe, noise: Noised
+) -> dict[str, float]:
     """The averaged model's loss on held-out pictures, asked for rightly and as others are.
 
     The difference is what the request tells the model about a picture that it has never seen.
@@ -82,7 +84,7 @@ def validation(model: nn.Module, average: Average, held: Data, recipe: Recipe) -
     caller = Averaged(model, average)
     for name, shift in (("validation", 0), ("other_prompts", 7)):
         asked = {key: x.roll(shift, 0) for key, x in held.asked.items()}
-        batch = noised(Data(held.images, asked).rows(slice(256)), seeded(recipe.seed + 2, 0))
+        batch = noise(Data(held.images, asked).rows(slice(256)), seeded(recipe.seed + 2, 0))
         found = [
             mse_loss(predict(caller, part, recipe), part.velocity, reduction="none")
             for part in parts(batch, 64)
@@ -149,7 +151,8 @@ def fit(
         average = {name: tensors[f"average/{name}"].to(p.device) for name, p in average.items()}
 
     def step(number: int) -> float:
-        batch = draw(train, number, recipe.batch, recipe.seed, recipe.wordless, maker.forget)
+        own = recipe.seed, recipe.wordless, maker.forget, maker.noised
+        batch = draw(train, number, recipe.batch, *own)
         loss = mse_loss(predict(model, batch, recipe), batch.velocity)
         rate = descent.learning_rate(number, recipe)
         found = descent.take_step(model, optimizer, loss, rate, recipe.clip)
@@ -157,7 +160,7 @@ def fit(
         return found
 
     def watch() -> dict[str, float]:
-        return validation(model, average, held, recipe)
+        return validation(model, average, held, recipe, maker.noised)
 
     def keep(done: Progress) -> None:
         tensors = runs.state(model, optimizer)

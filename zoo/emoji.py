@@ -91,9 +91,9 @@ class Pictures(NamedTuple):
     images: Tensor
 
 
-def fetch(cache: Path, style: str) -> Path:
-    """The verified archive of a style, downloaded with npm when the cache lacks it."""
-    package, file, sha256 = ARCHIVES[style]
+def fetch(cache: Path, source: tuple[str, str, str]) -> Path:
+    """A verified archive (package, file, sha256), downloaded with npm when the cache lacks it."""
+    package, file, sha256 = source
     archive = cache / file
     if not archive.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -162,20 +162,25 @@ def catalogue(entries: list[dict], files: dict[str, list[str]]) -> list[Emoji]:
     return list(found.values())
 
 
-def on_white(picture: bytes) -> np.ndarray:
-    """A picture file as uint8 [3, SIZE, SIZE], laid on white before it is made small."""
-    image = Image.open(io.BytesIO(picture)).convert("RGBA")
+def on_white(picture: Image.Image) -> np.ndarray:
+    """A picture as uint8 [3, SIZE, SIZE], laid on white before it is made small."""
+    image = picture.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     small = Image.alpha_composite(white, image).convert("RGB").resize((SIZE, SIZE), Image.LANCZOS)
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
+def names(cache: Path) -> list[dict]:
+    """The entries of emoji.json, which name every emoji of every style."""
+    found: list[dict] = json.loads(contents(fetch(cache, ARCHIVES[FLAT]), NAMES)[""])
+    return found
+
+
 def load(cache: Path = corpora.DEFAULT_CACHE) -> Pictures:
     """Every emoji and its picture; read anew from the archives each time (ten seconds)."""
-    entries = json.loads(contents(fetch(cache, FLAT), NAMES)[""])
-    files = {style: contents(fetch(cache, style), PICTURES[style]) for style in ARCHIVES}
-    listed = catalogue(entries, {style: sorted(found) for style, found in files.items()})
-    images = [on_white(files[one.style][one.file]) for one in listed]
+    files = {s: contents(fetch(cache, own), PICTURES[s]) for s, own in ARCHIVES.items()}
+    listed = catalogue(names(cache), {style: sorted(found) for style, found in files.items()})
+    images = [on_white(Image.open(io.BytesIO(files[one.style][one.file]))) for one in listed]
     return Pictures(listed, torch.from_numpy(np.stack(images)))
 
 

@@ -4,6 +4,7 @@ Why this file exists: every number in the cards comes out of one command, and so
 prompts. The activations are in `zoo.emoji_outliers`.
 
     python -m zoo.emoji_card zoo/unet-text
+    python -m zoo.emoji_card zoo/unet-text-1step --steps 4 2 1 --guidance 1
 """
 
 import argparse
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from minifloat.models.pipeline import open_pipeline, sample
+from minifloat.models.prompts import Prompts as Asked
 from zoo import corpora, emoji, judge, prompts
 from zoo.emoji import Pictures
 from zoo.judge import Judge, Labels
@@ -37,11 +39,17 @@ def spread(count: int, total: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def draw(pipe: Any, asked: Prompts) -> Tensor:
-    """One picture for each prompt, uint8 [prompts, 3, 32, 32]."""
-    own = prompts.for_pipeline(asked, pipe)
-    images = sample(pipe, own, seed=SEED, steps=STEPS, guidance=GUIDANCE, batch=64)
+def draw(pipe: Any, asked: Asked, steps: int, guidance: float) -> Tensor:
+    """One picture for each request, uint8 [requests, 3, 32, 32]; of a clip, all frames in a row."""
+    images = sample(pipe, asked, seed=SEED, steps=steps, guidance=guidance, batch=64)
     return (255 * images).round().to(torch.uint8)
+
+
+def keep(folder: Path, pipe: Any, train: Prompts, held: Prompts, *counts: int) -> None:
+    """Write the prompts that are committed with a model: some to calibrate, others to judge."""
+    for name, asked, count in zip(("prompts", "heldout"), (train, held), counts, strict=True):
+        chosen = prompts.pick(asked, spread(count, len(asked.captions)))
+        prompts.write(folder / f"{name}.safetensors", chosen, prompts.takes_masks(pipe))
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -63,17 +71,19 @@ def print_scores(own: Judge, rows: dict[str, tuple[Tensor, Labels]], reference: 
 
 
 def rows_of(
-    drawn: Tensor, held: Pictures, repeated: Tensor, train: Pictures
+    drawn: dict[int, Tensor], held: Pictures, repeated: Tensor, train: Pictures
 ) -> dict[str, tuple[Tensor, Labels]]:
-    """Pictures and what they should show: real ones, and samples of the captions of both splits."""
+    """Pictures and what they should show: real ones, and samples by steps of held-out captions."""
     seen, unseen = judge.labels(train.emoji), judge.labels(held.emoji)
-    return {
+    first, *fewer = drawn
+    rows = {
         "real, held out": (held.images, unseen),
         "real, trained on": (train.images, seen),
-        "samples, held-out captions": (drawn, unseen),
-        "the same, captions shuffled": (drawn, others(unseen)),
+        "samples, held-out captions": (drawn[first], unseen),
+        "the same, captions shuffled": (drawn[first], others(unseen)),
         "samples, training captions": (repeated, seen),
     }
+    return rows | {f"samples, held-out captions, {n} steps": (drawn[n], unseen) for n in fewer}
 
 
 # --- the picture --------------------------------------------------------------------------------
@@ -108,6 +118,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of model_index.json")
     parser.add_argument("--cache", type=Path, default=corpora.DEFAULT_CACHE)
     parser.add_argument("--text-model", help="folder or GGUF of SmolLM2 (default: from PyPI)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[STEPS], help="the picture's first")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--kept", type=int, nargs=2, default=[CALIBRATING, TESTING])
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipe, pictures = open_pipeline(str(options.folder)), emoji.load(options.cache)
@@ -117,11 +130,12 @@ def main() -> None:
     rest = sorted(set(range(len(names))) - set(unseen))
     held = part(pictures, read, unseen)
     train = part(pictures, read, [rest[i] for i in spread(REPEATED, len(rest))])
-    for name, (_, asked), count in (("prompts", train, CALIBRATING), ("heldout", held, TESTING)):
-        chosen = prompts.pick(asked, spread(count, len(asked.captions)))
-        prompts.write(options.folder / f"{name}.safetensors", chosen, prompts.takes_masks(pipe))
-    drawn, repeated = draw(pipe, held[1]), draw(pipe, train[1])
-    print_picture(drawn, held[0], options.folder / "samples.png")
+    keep(options.folder, pipe, train[1], held[1], *options.kept)
+    asked, repeat = (prompts.for_pipeline(own[1], pipe) for own in (held, train))
+    drawn = {steps: draw(pipe, asked, steps, options.guidance) for steps in options.steps}
+    first = options.steps[0]
+    repeated = draw(pipe, repeat, first, options.guidance)
+    print_picture(drawn[first], held[0], options.folder / "samples.png")
     rows = rows_of(drawn, held[0], repeated, train[0])
     print_scores(judge.load(), rows, held[0].images)
 

@@ -1,4 +1,4 @@
-"""How far entries stand out in a text-to-image model of the zoo: weights, inputs, the first token.
+"""How far entries stand out in a picture or video model of the zoo: weights, inputs, the first token.
 
 Why this file exists: methods against outliers can only be judged on a model whose outliers are known.
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minifloat.models.pipeline import denoiser, open_pipeline, sample
+from minifloat.models.pipeline import denoiser, open_pipeline, requests, sample
 from minifloat.models.prompts import read_prompts
 from zoo.emoji_card import GUIDANCE, SEED, STEPS
 from zoo.peaks import Peaks, peaks
@@ -105,28 +105,35 @@ def key_inputs(network: nn.Module, draw: Callable[[], Any]) -> Tensor:
     return seen[0]
 
 
+def print_first_tokens(network: nn.Module, text: Tensor, draw: Callable[[], Any]) -> None:
+    """Print how far the first token of prompts stands out, and what the keys are made of."""
+    for name, own in (("prompts", text), ("input of attn2.to_k", key_inputs(network, draw))):
+        largest, ratio, later = first_token(own)
+        print(f"\n{name}: first token {largest:.1f}, {ratio:.1f} times the rms of later tokens")
+        print(f"(whose own largest entry is {later:.1f} times it)")
+
+
 def main() -> None:
     """Print the outlier tables of a model's card."""
     parser = argparse.ArgumentParser(prog="python -m zoo.emoji_outliers", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder of model_index.json")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipe = open_pipeline(str(options.folder))
     network = denoiser(pipe)[1]
-    asked = read_prompts(options.folder / "heldout.safetensors").rows(0, ASKED)
+    held = options.folder / "heldout.safetensors"
+    asked = requests(pipe, read_prompts(held) if held.exists() else None, ASKED, SEED)
+    settings = {"seed": SEED, "steps": options.steps, "guidance": options.guidance, "batch": ASKED}
 
     def draw() -> None:
-        sample(pipe, asked, seed=SEED, steps=STEPS, guidance=GUIDANCE, batch=ASKED)
+        sample(pipe, asked, **settings)
 
     print_table("weight", of_weights(network))
     print_table("input of", of_inputs(network, draw))
-    for name, text in (
-        ("prompts", asked.values["prompt_embeds"]),
-        ("input of attn2.to_k", key_inputs(network, draw)),
-    ):
-        largest, ratio, later = first_token(text)
-        print(f"\n{name}: first token {largest:.1f}, {ratio:.1f} times the rms of later tokens")
-        print(f"(whose own largest entry is {later:.1f} times it)")
+    if "prompt_embeds" in asked.values:
+        print_first_tokens(network, asked.values["prompt_embeds"], draw)
 
 
 if __name__ == "__main__":

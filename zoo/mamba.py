@@ -15,7 +15,7 @@ groups, as Codestral Mamba has untied ones and eight.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,21 +38,18 @@ def scatter(kernels: Tensor, channels: int) -> None:
     kernels[:channels] *= torch.exp(SPREAD * torch.randn(channels, 1, 1))
 
 
+def shape(recipe: Recipe) -> dict[str, Any]:
+    """What the configurations of both have in common."""
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    size = {"hidden_size": 128, "num_hidden_layers": 4, "state_size": 16}
+    return special | size | {"vocab_size": recipe.vocab, "use_cache": False}
+
+
 def build_mamba1(recipe: Recipe) -> "MambaForCausalLM":
     """Return a freshly initialised MambaForCausalLM, 0.7 M parameters."""
     from transformers import MambaConfig, MambaForCausalLM
 
-    config = MambaConfig(
-        vocab_size=recipe.vocab,
-        hidden_size=128,
-        num_hidden_layers=4,
-        state_size=16,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        use_cache=False,
-    )
+    config = MambaConfig(**shape(recipe), tie_word_embeddings=True)
     model = MambaForCausalLM(config)
     for layer in model.backbone.layers:
         scatter(layer.mixer.conv1d.weight, layer.mixer.intermediate_size)
@@ -64,19 +61,12 @@ def build_mamba2(recipe: Recipe) -> "Mamba2ForCausalLM":
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
     config = Mamba2Config(
-        vocab_size=recipe.vocab,
-        hidden_size=128,
-        num_hidden_layers=4,
-        state_size=16,
+        **shape(recipe),
         num_heads=8,
         head_dim=32,
         n_groups=2,
         chunk_size=32,
         tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        use_cache=False,
     )
     model = Mamba2ForCausalLM(config)
     for layer in model.backbone.layers:

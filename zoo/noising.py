@@ -24,7 +24,7 @@ Forget = Callable[[Asked, Tensor], Asked]  # of rows asked, those chosen [rows] 
 class Data(NamedTuple):
     """Pictures and what they are asked for by, on one device."""
 
-    images: Tensor  # uint8 [n, 3, 32, 32]
+    images: Tensor  # uint8 [n, 3, 32, 32], or clips [n, 3, frames, 32, 32], or what `Noised` knows
     asked: Asked
 
     def rows(self, places: Tensor | slice) -> "Data":
@@ -35,10 +35,10 @@ class Data(NamedTuple):
 class Batch(NamedTuple):
     """What one step learns from."""
 
-    noisy: Tensor  # [batch, 3, 32, 32]
+    noisy: Tensor  # as the pictures, [batch, 3, 32, 32]
     times: Tensor  # [batch]
     asked: Asked
-    velocity: Tensor  # [batch, 3, 32, 32]
+    velocity: Tensor  # as noisy
 
 
 def scheduler() -> DDIMScheduler:
@@ -66,13 +66,23 @@ def noised(data: Data, generator: torch.Generator) -> Batch:
     noise = torch.randn(clean.shape, generator=generator).to(device)
     plan = scheduler()
     noisy, velocity = plan.add_noise(clean, noise, times), plan.get_velocity(clean, noise, times)
-    asked = {name: x.float() if x.is_floating_point() else x for name, x in data.asked.items()}
-    return Batch(noisy, times, asked, velocity)
+    return Batch(noisy, times, as_floats(data.asked), velocity)
 
 
-def draw(data: Data, step: int, size: int, seed: int, wordless: float, forget: Forget) -> Batch:
+def as_floats(asked: Asked) -> Asked:
+    """Requests as a model takes them, which are kept in half precision."""
+    return {name: x.float() if x.is_floating_point() else x for name, x in asked.items()}
+
+
+Noised = Callable[[Data, torch.Generator], Batch]
+
+
+def draw(
+    data: Data, step: int, size: int, seed: int, wordless: float, forget: Forget, noise: Noised
+) -> Batch:
     """The batch of a step as a function of seed and step; an epoch visits every picture once."""
     own = data.rows(places(len(data.images), step, size, seed).to(data.images.device))
     generator = seeded(seed + 1, step)
     chosen = torch.rand(size, generator=generator) < wordless
-    return noised(Data(own.images, forget(own.asked, chosen.to(own.images.device))), generator)
+    asked = forget(own.asked, chosen.to(own.images.device))
+    return noise(Data(own.images, asked), generator)

@@ -9,14 +9,27 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo import corpora, dit_text, llama_tiny, mamba, unet_text, vlm
+from zoo import (
+    corpora,
+    dit_text,
+    dit_video,
+    llama_tiny,
+    mamba,
+    unet_class,
+    unet_text,
+    unet_text_1step,
+    vlm,
+)
 
 RECIPES: dict[str, Callable[[argparse.Namespace], None]] = {
     "llama-tiny": llama_tiny.train,
     "mamba1": mamba.train_mamba1,
     "mamba2": mamba.train_mamba2,
     "unet-text": unet_text.train,
+    "unet-text-1step": unet_text_1step.train,
     "dit-text": dit_text.train,
+    "dit-video": dit_video.train,
+    "unet-class": unet_class.train,
     "vlm": vlm.train,
 }
 

@@ -22,6 +22,8 @@ from minifloat.models.pipeline import open_pipeline, sample
 from minifloat.models.prompts import Prompts, read_prompts
 from tests.command_line import minifloat
 from tests.jobs.tiny_folders import unet
+from tests.zoo import tiny_makers
+from zoo.noising import scheduler
 
 UP, DOWN = ("CrossAttnUpBlock2D", "UpBlock2D"), ("DownBlock2D", "CrossAttnDownBlock2D")
 QUICK = ("--samples", "2", "--steps", "2", "--evaluate", "4", "--set", "steps=2")
@@ -142,6 +144,25 @@ def test_a_pipeline_without_words(tmp_path: Path) -> None:
     assert (out / "unet" / "config.json").is_file()
     assert "## Other engines" in (out / "README.md").read_text()
     assert json.loads((out / "report.json").read_text())["pictures"][0]["file"].endswith(".png")
+
+
+@pytest.mark.parametrize("kind", ["video", "class"])
+def test_clips_and_classes(kind: str, tmp_path: Path) -> None:
+    maker, source, out = tiny_makers.MAKERS[kind], tmp_path / "source", tmp_path / "packed"
+    maker.pipeline(maker.build(), scheduler()).save_pretrained(source)
+    if kind == "video":
+        for name in ("prompts", "heldout"):
+            embeddings(source / f"{name}.safetensors", 1)
+    settings = ("--set", "weight_bits=8", "--set", "rounding=nearest", "--set", "group_size=8")
+    assert minifloat("quantize", source, "--out", out, *QUICK, *settings) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["evaluated images"] == 4
+    asked = tiny_makers.requests(opened := open_pipeline(str(out)), kind)
+    found = sample(opened, asked, seed=0, steps=2, guidance=1.0)
+    expected = sample(open_pipeline(str(source)), asked, seed=0, steps=2, guidance=1.0)
+    assert found.shape == (2, 3, 32, 32 * tiny_makers.FRAMES if kind == "video" else 32)
+    assert psnr(found, expected).min() > 25
+    assert not torch.equal(found, expected)
 
 
 def test_prompts_are_taken_from_the_whole_file() -> None:

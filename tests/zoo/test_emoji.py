@@ -11,15 +11,15 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from zoo import captioned, diffusion, dit_text, emoji, noising, prompts, runs, unet_text
+from tests.zoo.tiny_makers import FRAMES, MAKERS, data, requests
+from zoo import captioned, diffusion, emoji, noising, prompts, runs
 from zoo.captioned import MASK, TEXT
-from zoo.diffusion import Maker, Recipe
-from zoo.noising import Data
+from zoo.diffusion import Recipe
 
 SMALL = Recipe(
     steps=12, batch=4, warmup=2, log_every=4, validate_every=8, checkpoint_seconds=1000.0
 )
-WIDTH = 16  # of made-up prompts
+RECIPES = {kind: replace(SMALL, low=kind == "unet") for kind in MAKERS}
 
 
 @pytest.fixture(autouse=True)
@@ -113,60 +113,10 @@ def test_every_prompt_begins_with_the_same_token_and_ends_in_zeros(tmp_path: Pat
 # --- the loop -----------------------------------------------------------------------------------
 
 
-def small_unet() -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=1,
-        norm_num_groups=4,
-    )
-
-
-def small_dit() -> Any:
-    from diffusers import PixArtTransformer2DModel
-
-    return PixArtTransformer2DModel(
-        sample_size=32,
-        patch_size=8,
-        in_channels=3,
-        out_channels=3,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=WIDTH,
-    )
-
-
-MAKERS = {
-    "unet": (Maker(small_unet, unet_text.pipeline, captioned.forget), replace(SMALL, low=True)),
-    "dit": (Maker(small_dit, dit_text.pipeline, captioned.forget), SMALL),
-}
-
-
-def data(count: int, seed: int, masked: bool = True) -> Data:
-    """Pictures of one colour each, which the prompt names by its second token."""
-    generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(256, (count, 3), generator=generator)
-    text = torch.zeros(count, 4, WIDTH, dtype=torch.float16)
-    text[:, 0], text[:, 1, :3] = 10.0, (colours / 64).half()
-    mask = torch.tensor([True, True, False, False]).expand(count, -1)
-    images = colours[..., None, None].expand(-1, -1, 32, 32).to(torch.uint8)
-    return Data(images.contiguous(), {TEXT: text} | ({MASK: mask} if masked else {}))
-
-
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_resumed_run_takes_the_steps_of_an_unstopped_one(kind: str, tmp_path: Path) -> None:
-    maker, recipe = MAKERS[kind]
-    train, held = (data(count, seed, kind == "dit") for count, seed in ((16, 0), (4, 1)))
+    maker, recipe = MAKERS[kind], RECIPES[kind]
+    train, held = (data(count, seed, kind) for count, seed in ((16, 0), (4, 1)))
     whole = diffusion.fit(maker, train, held, tmp_path / "whole", recipe)
     before = diffusion.fit(maker, train, held, tmp_path / "parts", recipe, stop=6)
     after = diffusion.fit(maker, train, held, tmp_path / "parts", recipe, resume=True)
@@ -189,24 +139,19 @@ def weights_of(path: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_stop_leaves_a_pipeline_that_draws(kind: str, tmp_path: Path) -> None:
     from minifloat.models.pipeline import open_pipeline, sample
-    from minifloat.models.prompts import Prompts
 
-    maker, recipe = MAKERS[kind]
-    train, held = (data(count, seed, kind == "dit") for count, seed in ((8, 0), (4, 1)))
+    maker, recipe = MAKERS[kind], RECIPES[kind]
+    train, held = (data(count, seed, kind) for count, seed in ((8, 0), (4, 1)))
     diffusion.fit(maker, train, held, tmp_path, recipe, stop=1)
     pipe = open_pipeline(str(tmp_path / diffusion.PIPELINE))
-    own = data(2, 2)
-    made = prompts.Prompts(["a", "b"], own.asked[TEXT], own.asked[MASK])
-    values = dict(prompts.for_pipeline(made, pipe).values)
-    drawn = [
-        sample(pipe, Prompts(["a", "b"], values), seed=0, steps=2, guidance=2.0) for _ in range(2)
-    ]
-    assert drawn[0].shape == (2, 3, 32, 32)
+    asked = requests(pipe, kind)
+    drawn = [sample(pipe, asked, seed=0, steps=2, guidance=2.0) for _ in range(2)]
+    assert drawn[0].shape == (2, 3, 32, 32 * FRAMES if kind == "video" else 32)
     assert torch.equal(*drawn)
 
 
 def test_a_run_can_be_lengthened_until_its_rate_falls(tmp_path: Path) -> None:
-    maker, recipe = MAKERS["dit"]
+    maker, recipe = MAKERS["dit"], SMALL
     train, held = data(8, 0), data(4, 1)
     diffusion.fit(maker, train, held, tmp_path, recipe, stop=8)
     longer = replace(recipe, steps=24)
@@ -218,7 +163,7 @@ def test_a_run_can_be_lengthened_until_its_rate_falls(tmp_path: Path) -> None:
 
 
 def test_resuming_with_another_recipe_names_the_difference(tmp_path: Path) -> None:
-    maker, recipe = MAKERS["dit"]
+    maker, recipe = MAKERS["dit"], SMALL
     train, held = data(8, 0), data(4, 1)
     diffusion.fit(maker, train, held, tmp_path, recipe, stop=1)
     with pytest.raises(ValueError, match="another peak_rate, seed"):
@@ -235,7 +180,7 @@ def test_an_epoch_shows_every_picture_once() -> None:
     )
     plan, seen = noising.scheduler(), []
     for step in range(4):
-        batch = noising.draw(tagged, step, SMALL.batch, 0, 0.1, captioned.forget)
+        batch = noising.draw(tagged, step, SMALL.batch, 0, 0.1, captioned.forget, noising.noised)
         # Clean pictures out of noisy ones and their velocity: x = sqrt(a) x_t - sqrt(1 - a) v.
         kept = plan.alphas_cumprod[batch.times][:, None, None, None]
         clean = kept.sqrt() * batch.noisy - (1 - kept).sqrt() * batch.velocity
@@ -245,8 +190,9 @@ def test_an_epoch_shows_every_picture_once() -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_one_prompt_in_ten_loses_its_words(masked: bool) -> None:
-    own = data(200, 0, masked)
-    batches = [noising.draw(own, step, 200, 0, 0.1, captioned.forget) for step in range(5)]
+    own = data(200, 0, "dit" if masked else "unet")
+    rest = 200, 0, 0.1, captioned.forget, noising.noised
+    batches = [noising.draw(own, step, *rest) for step in range(5)]
     worded = [batch.asked[TEXT][:, 1].abs().amax(1) > 0 for batch in batches]
     assert 60 < (~torch.cat(worded)).sum() < 140  # four deviations
     for batch, kept in zip(batches, worded, strict=True):

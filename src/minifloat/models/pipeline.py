@@ -6,7 +6,7 @@ quantized pipeline can be judged image by image.
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,17 @@ def requests(pipe: Any, prompts: Prompts | None, count: int, seed: int) -> Promp
     asks = inspect.signature(pipe.__call__).parameters
     if "prompt" in asks:
         return _first(pipe, prompts, count)
-    if "class_labels" in asks:
-        config: Any = denoiser(pipe)[1].config
-        classes = config.num_embeds_ada_norm
+    if "class_labels" in asks and (classes := _classes(pipe)):
         drawn = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
         return Prompts([f"class {i}" for i in drawn.tolist()], {"class_labels": drawn.tolist()})
     return Prompts([f"noise {seed + i}" for i in range(count)], {})
+
+
+def _classes(pipe: Any) -> int:
+    """How many classes a denoiser knows: transformers and U-Nets name them differently."""
+    config: Any = denoiser(pipe)[1].config
+    count: int = config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+    return count
 
 
 def _first(pipe: Any, prompts: Prompts | None, count: int) -> Prompts:
@@ -129,6 +134,8 @@ def sample(
 ) -> Tensor:
     """Images [n, channels, height, width] in 0..1, of each row of `prompts`.
 
+    The frames of a clip lie side by side in one image, as on a strip of film.
+
     Args:
         seed: of the first image's noise; the next image's is one more.
         steps: of the pipeline's own sampler.
@@ -136,7 +143,7 @@ def sample(
         batch: images at once.
     """
     asks = inspect.signature(pipe.__call__).parameters
-    fixed: dict[str, Any] = {"num_inference_steps": steps}
+    fixed: dict[str, Any] = {"num_inference_steps": steps} | _as_trained(pipe, asks)
     if guidance is not None and "guidance_scale" in asks:
         fixed["guidance_scale"] = guidance
     if "negative_prompt_embeds" in prompts.values:
@@ -150,15 +157,24 @@ def sample(
     return torch.cat(images)
 
 
+def _as_trained(pipe: Any, asks: Collection[str]) -> dict[str, Any]:
+    """The length and size of clips that a network was trained for; its pipeline's own are others."""
+    if "video_length" not in asks:
+        return {}
+    config: Any = denoiser(pipe)[1].config
+    return {"video_length": config.video_length, "height": None, "width": None}
+
+
 def _pictures(pipe: Any, call: dict[str, Any]) -> Tensor:
     """One call of the pipeline; without a VAE the latents, in -1..1, are the picture."""
-    if getattr(pipe, "vae", "none needed") is None:
-        latents: Tensor = pipe(**call, output_type="latent").images
-        return (latents.float() / 2 + 0.5).clamp(0, 1).cpu()
-    output = pipe(**call, output_type="np")
-    if not hasattr(output, "images"):
-        raise UserError(f"{type(pipe).__name__} makes no images")
-    return torch.from_numpy(output.images).movedim(-1, 1).float()
+    bare = getattr(pipe, "vae", "none needed") is None
+    output = pipe(**call, output_type="latent" if bare else "np")
+    found = output.get("images", output.get("frames"))
+    if found is None:
+        raise UserError(f"{type(pipe).__name__} makes neither images nor clips")
+    pictures = torch.as_tensor(found).float().cpu()
+    pictures = (pictures / 2 + 0.5).clamp(0, 1) if bare else pictures.movedim(-1, 1)
+    return pictures if pictures.ndim == 4 else pictures.movedim(2, 3).flatten(3)
 
 
 def save_others(pipe: Any, but: str, folder: Path) -> None:
