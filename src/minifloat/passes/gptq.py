@@ -67,21 +67,17 @@ def gptq_targets(
     """
     w = w.float()
     scale = scale_of(w, spec) if scale is None else scale
-    hessian = hessian.float().clone()
-    diagonal = hessian.diagonal()
-    diagonal[diagonal <= 0] = 1.0
     # Columns become rows: a step then reads and writes contiguous memory.
-    order = torch.argsort(diagonal, descending=True) if act_order else None
+    order = torch.argsort(_diagonal(hessian), descending=True) if act_order else None
     turned = _columns(w, order)
     scales = _columns(expand(scale.values(spec), w.shape, spec.tile), order)
     zeros = None
     if scale.zero is not None:
         zeros = _columns(expand(scale.zero.float(), w.shape, spec.tile), order)
-    if order is not None:
-        hessian = hessian.index_select(0, order).index_select(1, order)
-    upper = inverse_factor(hessian, damp)
+    upper = inverse_factor(hessian, damp, order)
     units = _solve(turned, scales, zeros, upper, spec, block)
     missing = turned.mul_(upper.diagonal()[:, None])
+    del upper, scales, zeros  # a wide layer's are gigabytes
     if order is not None:
         back = torch.argsort(order)
         units, missing = units[back], missing[back]
@@ -95,38 +91,54 @@ def _columns(x: Tensor, order: Tensor | None) -> Tensor:
     return turned if order is None else turned[order]
 
 
-def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
+def _diagonal(hessian: Tensor) -> Tensor:
+    """The diagonal [I] in float32, with 1 for columns that no input ever reached."""
+    diagonal = hessian.diagonal().float()
+    return torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+
+
+def inverse_factor(hessian: Tensor, damp: float, order: Tensor | None = None) -> Tensor:
     """Upper Cholesky factor of the inverse of a damped Hessian [I, I]; damps more where it must.
 
     With P the reversal of the columns, P H P = L L^T gives H^-1 = U^T U for U = P L^-1 P. So the
-    inverse itself, and the second factorization that it would need, are never computed.
+    inverse itself, and the second factorization that it would need, are never computed. At most three
+    matrices of this size are in memory beside the Hessian, which is left as it is.
+
+    Args:
+        hessian: second moment.
+        damp: share of the mean diagonal that is added to the diagonal.
+        order: of the columns, which the factor will have; None leaves them as they are.
     """
-    mean = hessian.diagonal().mean()
+    diagonal = _diagonal(hessian)
+    mean = diagonal.mean()
+    turn = torch.arange(len(diagonal), device=hessian.device) if order is None else order
+    turn = turn.flip(0)
     for strength in (damp, 10 * damp, 100 * damp):
-        reverse = hessian.flip(0, 1)
-        reverse.diagonal().add_(strength * mean)
+        reverse = hessian.index_select(0, turn).index_select(1, turn).float()
+        reverse.diagonal().copy_(diagonal[turn] + strength * mean)
         lower, failed = torch.linalg.cholesky_ex(reverse)
+        del reverse
         if int(failed) == 0:
-            return torch.flip(_lower_inverse(lower), (0, 1))
+            _invert_lower(lower)
+            return torch.flip(lower, (0, 1))
     raise UserError(
         "the Hessian is not positive definite even with strong damping; "
         "check the calibration data for NaN or use more of it"
     )
 
 
-def _lower_inverse(lower: Tensor) -> Tensor:
-    """Inverse of a lower triangular matrix by halves: a plain solve would multiply the zeros too."""
+def _invert_lower(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in place, by halves: a plain solve would multiply zeros too."""
     size = lower.shape[0]
     if size <= 256:
         eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-        return torch.as_tensor(inverse)
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
+        return
     half = size // 2
-    inverse = torch.zeros_like(lower)
-    first = inverse[:half, :half] = _lower_inverse(lower[:half, :half])
-    last = inverse[half:, half:] = _lower_inverse(lower[half:, half:])
-    inverse[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
-    return inverse
+    first, corner, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert_lower(first)
+    _invert_lower(last)
+    corner.copy_((last @ (corner @ first)).neg_())
 
 
 def _solve(
