@@ -153,6 +153,10 @@ class Columns:
         return self.entry.file
 
     @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
     def bytes(self) -> int:
         return self.entry.bytes * self.size // self.entry.shape[1]
 
@@ -172,6 +176,10 @@ class Slice:
     @property
     def file(self) -> Path:
         return self.entry.file
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
 
     @property
     def bytes(self) -> int:
@@ -194,6 +202,10 @@ class Joined:
     @property
     def file(self) -> Path:
         return self.entries[0].file
+
+    @property
+    def dtype(self) -> str:
+        return self.entries[0].dtype
 
     @property
     def bytes(self) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
@@ -18,7 +19,7 @@ from minifloat.models.experts import open_planned
 from minifloat.models.families import adapter_for
 from minifloat.models.hub_experts import own_places
 from minifloat.plan import Plan
-from minifloat.shards import Place, entries
+from minifloat.shards import DTYPES, Place, entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,8 +50,11 @@ class Lazy:
                 f"{len(missing)} tensors are in no file under their own names, among them "
                 f"{missing[0]!r}, so the model cannot be loaded block by block"
             )
+        kept = model.state_dict(keep_vars=True)
         for name in _own(model):
-            if not any(name.startswith(f"{block}.") for block in blocks):
+            if any(name.startswith(f"{block}.") for block in blocks):
+                self._set(name, _empty(kept[name], found[name]))
+            else:
                 self._set(name, found[name].read())
         tie = getattr(model, "tie_weights", None)
         if callable(tie):
@@ -113,6 +117,11 @@ def _own(model: nn.Module) -> list[str]:
     for name, tensor in kept.items():
         seen.setdefault(id(tensor), name)
     return list(seen.values())
+
+
+def _empty(tensor: Tensor, place: Place) -> Tensor:
+    """A stand-in without memory, of the dtype that the file has: the model was built of another."""
+    return torch.empty(tensor.shape, dtype=DTYPES[place.dtype], device="meta")
 
 
 def _replace(owner: nn.Module, name: str, tensor: Tensor) -> None:
