@@ -40,7 +40,9 @@ CPU = Recipe(
 
 def build() -> UNet2DConditionModel:
     """A copy of the teacher in fp32."""
-    return UNet2DConditionModel.from_pretrained(TEACHER, torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(TEACHER, torch_dtype=torch.float32)
+    unet.register_to_config(_name_or_path="")  # no paths of this machine
+    return unet
 
 
 def pipeline(unet: UNet2DConditionModel, plan: DDIMScheduler) -> StableDiffusionPipeline:
