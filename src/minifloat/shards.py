@@ -141,12 +141,10 @@ def entries_of(path: Path) -> Iterator[tuple[str, Entry]]:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """A span of the second dimension of a stored tensor: what one part of a split layer holds."""
+class _Part:
+    """Of one stored tensor."""
 
     entry: Entry
-    start: int
-    size: int
 
     @property
     def file(self) -> Path:
@@ -155,6 +153,14 @@ class Columns:
     @property
     def dtype(self) -> str:
         return self.entry.dtype
+
+
+@dataclass(frozen=True)
+class Columns(_Part):
+    """A span of the second dimension of a stored tensor: what one part of a split layer holds."""
+
+    start: int
+    size: int
 
     @property
     def bytes(self) -> int:
@@ -166,20 +172,11 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(_Part):
     """One entry of a stored tensor's first dimension, such as an expert's part of a fused parameter."""
 
-    entry: Entry
     index: int
     transposed: bool = False  # of a matrix, before it is handed out
-
-    @property
-    def file(self) -> Path:
-        return self.entry.file
-
-    @property
-    def dtype(self) -> str:
-        return self.entry.dtype
 
     @property
     def bytes(self) -> int:
