@@ -94,6 +94,14 @@ def test_text_to_image_from_the_command_line_to_equal_images(
         assert torch.equal(sample(pipe, judged, seed=1 << 20, steps=2, guidance=None), again)
 
 
+def test_a_sampler_of_one_step_takes_its_prompts_again(text_pipeline: Path, tmp_path: Path) -> None:
+    """Six calls of four images at one step are 24 prompts, of which the folder has 20."""
+    ask = ("--samples", "6", "--steps", "1", "--evaluate", "0", "--set", "rounding=nearest")
+    assert minifloat("quantize", text_pipeline, "--out", tmp_path / "out", *ask) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["calibration prompts"] == 24
+
+
 def test_pipelines_beside_each_other(text_pipeline: Path, tmp_path: Path) -> None:
     settings = ("--samples", "2", "--steps", "2", "--evaluate", "4", "--set", "rounding=nearest")
     for bits in ("8", "3"):
@@ -174,6 +182,7 @@ def test_prompts_are_taken_from_the_whole_file() -> None:
     assert some.values["prompt_embeds"].tolist() == [0, 2, 5, 8]
     assert len(prompts.spread(0)) == 0
     assert prompts.spread(20).captions == words
+    assert prompts.rows(0, 3).cycled(5).values["prompt_embeds"].tolist() == [0, 1, 2, 0, 1]
 
 
 def test_images_do_not_depend_on_their_batch(text_pipeline: Path) -> None:

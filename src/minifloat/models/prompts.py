@@ -34,7 +34,13 @@ class Prompts:
     def spread(self, count: int) -> "Prompts":
         """`count` images at equal distances, or all: each part of a sorted file is seen."""
         count = min(count, len(self))
-        places = [n * len(self) // count for n in range(count)]
+        return self._at([n * len(self) // count for n in range(count)])
+
+    def cycled(self, count: int) -> "Prompts":
+        """`count` images, from the first prompt again after the last: each has noise of its own."""
+        return self._at([n % len(self) for n in range(count)])
+
+    def _at(self, places: list[int]) -> "Prompts":
         part = {
             name: [value[i] for i in places] if isinstance(value, list) else value[places]
             for name, value in self.values.items()
