@@ -22,15 +22,6 @@ SMALL = Recipe(
 RECIPES = {kind: replace(SMALL, low=kind == "unet") for kind in MAKERS}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Sums split over threads may differ in the last bit between runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def entry(name: str, subcategory: str, image: str, tones: tuple[str, ...] = ()) -> dict[str, Any]:
     """An entry as emoji.json has them."""
     stem = image.removesuffix(".png")

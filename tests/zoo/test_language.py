@@ -3,7 +3,6 @@ cards say."""
 
 import gzip
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,15 +60,6 @@ def small_mamba(recipe: Recipe) -> Any:
 
     config = MambaConfig(vocab_size=recipe.vocab, hidden_size=32, num_hidden_layers=2)
     return MambaForCausalLM(config)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums split over threads may differ in the last bit between runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def heldout_text() -> str:

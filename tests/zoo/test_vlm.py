@@ -2,7 +2,6 @@
 the committed model answers about pictures that it has never seen."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,6 @@ from zoo import judge, runs, vision_tower, vlm, vlm_card
 from zoo.emoji import GROUPS, NO_GROUP, Emoji, Pictures
 
 SMALL = replace(vlm.RECIPE, steps=8, batch=4, warmup=2, log_every=4, validate_every=4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums split over threads may differ in the last bit between runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int, seed: int) -> Pictures:

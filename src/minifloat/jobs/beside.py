@@ -55,6 +55,7 @@ class _Reference:
     eyes: Eyes | None
     seen: Seen | None
     real: Seen | None
+    match: Tensor | None  # with the captions, where the eyes can read
     captions: list[str]
 
     def rows(self, images: Tensor) -> list[dict[str, Any]]:
@@ -63,8 +64,10 @@ class _Reference:
         if self.eyes is None or self.seen is None:
             return rows
         rows += compare_seen(self.eyes.see(images), self.seen, self.real)
-        before, after = (self.eyes.match(x, self.captions) for x in (self.images, images))
-        return rows + ([] if before is None or after is None else compare_match(before, after))
+        after = None if self.match is None else self.eyes.match(images, self.captions)
+        return rows + (
+            [] if self.match is None or after is None else compare_match(self.match, after)
+        )
 
 
 def compare_pipelines(asked: Beside, out: Path) -> dict[str, Any]:
@@ -108,12 +111,12 @@ def _full_precision(asked: Beside) -> tuple[_Reference, Prompts]:
     images, trajectory = judged_images(
         denoiser(pipe)[1], prompts, lambda some, seed: _sample(asked, pipe, some, seed)
     )
-    seen = real = None
+    seen = real = match = None
     if eyes is not None:
-        seen = eyes.see(images)
+        seen, match = eyes.see(images), eyes.match(images, prompts.captions)
         if asked.real is not None:
             real = eyes.see(_pictures(asked.real, images.shape[-2:]))
-    return _Reference(images, trajectory, eyes, seen, real, prompts.captions), prompts
+    return _Reference(images, trajectory, eyes, seen, real, match, prompts.captions), prompts
 
 
 def _sample(asked: Beside, pipe: Any, prompts: Prompts, seed: int = JUDGED) -> Tensor:
