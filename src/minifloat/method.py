@@ -42,6 +42,7 @@ class Method:
     passes: tuple[Pass, ...]
     window: int = 1  # blocks that are worked on together
     overlap: int = 0  # of them, those that the next window works out anew
+    inverts: bool = True  # a pass inverts Hessians: of use for the estimate of memory
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.window:

@@ -1,5 +1,7 @@
 """Models that come block by block give the same bytes as models that are held whole."""
 
+import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from minifloat.errors import UserError
 from minifloat.jobs import images, text
 from minifloat.jobs.job import Job
-from minifloat.jobs.memory import Estimate, bytes_of
+from minifloat.jobs.memory import Estimate, bytes_of, estimate
 from minifloat.jobs.run import run
+from minifloat.memory import give_back, resident
+from minifloat.methods import build
+from minifloat.models.families import adapter_for
 from minifloat.models.lazy import load_lazily
 from minifloat.models.lazy_denoiser import load_denoiser_lazily, open_lazily
 from minifloat.models.load import load_model
@@ -132,3 +137,24 @@ def test_a_transformer_without_its_blocks_computes_the_same(tmp_path: Path) -> N
 def test_a_network_that_needs_its_blocks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run without --memory"):
         open_lazily(str(dit(tmp_path / "pipeline")))
+
+
+def test_hessians_that_nobody_inverts_need_less() -> None:
+    model, _, lazy = load_lazily(str(MODEL))
+    adapter = adapter_for(model)
+    more, less = (estimate(model, adapter, lazy, 64, (), inverts) for inverts in (True, False))
+    feed = model.config.intermediate_size
+    assert more.hessians - less.hessians == 3 * 4 * feed**2
+    assert build("fp-diffusion", {}).inverts
+    assert not build("fp-diffusion", {"start": "nearest"}).inverts
+    assert not build("zeroquant-fp", {"solver": "nearest"}).inverts
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("only glibc can be asked to")
+    pieces = [bytearray(os.urandom(1 << 16)) for _ in range(2000)]  # 128 MB, no piece mapped alone
+    wall, before = pieces.pop(), resident()
+    del pieces
+    give_back()
+    assert resident() < before - 100e6, len(wall)

@@ -31,7 +31,7 @@ class Estimate:
         start: of the process with everything outside the blocks.
         block: of the largest block, as stored and packed.
         work: on the largest layer in float32, in it or outside: weight, quantized weight, errors.
-        hessians: of the largest block's layers, and the factor of the largest.
+        hessians: of the largest block's layers; the factor of the largest where it is inverted.
         inside: activations inside a block for one calibration batch.
     """
 
@@ -73,9 +73,21 @@ class Estimate:
 
 
 def estimate(
-    model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int, named: Collection[str] = ()
+    model: nn.Module,
+    adapter: Adapter,
+    lazy: Lazy,
+    rows: int,
+    named: Collection[str] = (),
+    inverts: bool = True,
 ) -> Estimate:
-    """The estimate for batches of `rows` tokens; `named` layers outside the blocks are worked on too."""
+    """The estimate of a run.
+
+    Args:
+        model, adapter, lazy: what is walked, and its blocks in their files.
+        rows: tokens of a batch.
+        named: layers outside the blocks that are worked on too.
+        inverts: the method inverts Hessians.
+    """
     blocks = adapter.blocks(model)
     name = max(blocks, key=lazy.bytes_of)
     layers = [
@@ -88,7 +100,7 @@ def estimate(
         start=resident(),
         block=lazy.bytes_of(name) * 3 // 2,
         work=4 * 4 * max([*weights, *(out * inputs for out, inputs in layers)]),
-        hessians=4 * (2 * sum(n * n for n in columns) + 3 * max(columns) ** 2),
+        hessians=4 * (2 * sum(n * n for n in columns) + 3 * inverts * max(columns) ** 2),
         inside=4 * rows * sum(out + inputs for out, inputs in layers),
     )
 
@@ -96,7 +108,7 @@ def estimate(
 def budget(task: Task, model: nn.Module, adapter: Adapter, lazy: Lazy, rows: int) -> int:
     """Bytes for activations between blocks: what the rest of the run leaves of the task's limit."""
     named = [pattern for pattern, _ in task.plan.rules]
-    found = estimate(model, adapter, lazy, rows, named)
+    found = estimate(model, adapter, lazy, rows, named, task.method.inverts)
     limit = task.job.memory
     left = USUAL_BUDGET if limit is None else found.activations(limit)
     task.say(f"block by block: {found}; {left / 2**30:.2f} GiB for activations")

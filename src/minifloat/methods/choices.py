@@ -58,3 +58,8 @@ def rounder(name: str, **settings: Any) -> Pass:
     if name not in rounders:
         raise unknown("rounding", name, rounders)
     return rounders[name]
+
+
+def inverts(name: str, start: str) -> bool:
+    """Whether rounding of that name, begun like that, inverts Hessians."""
+    return "gptq" in ((name, start) if name == "learned" else (name,))

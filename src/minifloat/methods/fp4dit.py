@@ -15,7 +15,7 @@ Calibration follows the sampler's real time steps; the authors' scripts see only
 from minifloat.errors import UserError, unknown
 from minifloat.formats import E1M2, E2M1, E2M3, E3M0, E3M4, FP16, FP32, Format
 from minifloat.method import Method
-from minifloat.methods.choices import by_width, candidates, rounder
+from minifloat.methods.choices import by_width, candidates, inverts, rounder
 from minifloat.passes.assign import assign_scales, collect
 from minifloat.passes.formats import choose_online_formats, search_inputs, search_weights
 from minifloat.plan import Plan
@@ -78,7 +78,15 @@ def fp4dit(
         x = QuantSpec(inputs[0], (1, -1) if online else (-1, -1), FP32, dynamic=online)
         passes.append(choose_online_formats(inputs) if online else search_inputs(inputs, grid))
     plan = _plan(others[0], before_gelu, group_size, x, attention=attention)
-    return Method("fp4dit", "arXiv 2503.15465", plan, tuple(passes), window, overlap)
+    return Method(
+        "fp4dit",
+        "arXiv 2503.15465",
+        plan,
+        tuple(passes),
+        window,
+        overlap,
+        inverts=inverts(rounding, start),
+    )
 
 
 def _formats(

@@ -11,7 +11,7 @@ free to leave (`unsigned`): after a SiLU half of the codes of a signed format li
 
 from minifloat.formats import FP16, FP32
 from minifloat.method import Method
-from minifloat.methods.choices import by_width, candidates, every_input, rounder
+from minifloat.methods.choices import by_width, candidates, every_input, inverts, rounder
 from minifloat.passes.assign import collect
 from minifloat.passes.formats import search_inputs, search_weights
 from minifloat.plan import Plan
@@ -72,4 +72,12 @@ def fp_diffusion(
         passes.append(search_inputs(inputs, grid, objective=objective))
     w = QuantSpec(weights[0], tile, FP32 if group_size == 0 else FP16)
     plan = Plan((("*", LayerSpec(weight=w, input=x)),))
-    return Method("fp-diffusion", "arXiv 2408.06995", plan, tuple(passes), window, overlap)
+    return Method(
+        "fp-diffusion",
+        "arXiv 2408.06995",
+        plan,
+        tuple(passes),
+        window,
+        overlap,
+        inverts=inverts(rounding, start),
+    )

@@ -73,7 +73,7 @@ def zeroquant_fp(
         search_inputs(grid=(1.0,)),  # for plans with static inputs; the method's own are dynamic
     )
     plan = Plan((*_head_rule(head, group_size, x), ("*", LayerSpec(weight=w, input=x))))
-    return Method("zeroquant-fp", "arXiv 2307.09782", plan, passes)
+    return Method("zeroquant-fp", "arXiv 2307.09782", plan, passes, inverts=solver != "nearest")
 
 
 def _head_rule(

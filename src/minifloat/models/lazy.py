@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.memory import give_back
 from minifloat.models.adapter import Adapter
 from minifloat.models.classes import auto_class
 from minifloat.models.experts import open_planned
@@ -74,6 +75,7 @@ class Lazy:
             if name in module.state_dict():
                 owner, _, own = name.rpartition(".")
                 _replace(module.get_submodule(owner), own, tensor.to("meta"))
+        give_back()
 
     @contextmanager
     def coming_and_going(self) -> Iterator[nn.Module]:
