@@ -1,5 +1,6 @@
 """The claims of the passes on plain tensors: GPTQ, LoRC and their edge cases."""
 
+import gc
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -147,3 +148,23 @@ def test_layers_that_engines_fuse_share_their_outer_scale(search: bool) -> None:
     assert torch.equal(outers[0], outers[1])
     assert torch.equal(outers[0], outers[2])
     assert not torch.equal(outers[0], outers[3])  # type: ignore[arg-type]
+
+
+def test_gptq_leaves_no_tensors_for_the_garbage_collector() -> None:
+    """Cycles would keep a layer's gigabytes until it comes, which is long after the next layer."""
+    torch.manual_seed(0)
+    w, hessian = torch.randn(64, 96), torch.eye(96)
+    spec = QuantSpec(formats.E2M1, (1, 32), formats.FP16)
+    gptq(w, hessian, spec)  # what is made once and kept
+    gc.collect()
+    gc.disable()
+    try:
+        before = _tensors()
+        gptq(w, hessian, spec)
+        assert _tensors() == before
+    finally:
+        gc.enable()
+
+
+def _tensors() -> int:
+    return sum(type(o) is torch.Tensor for o in gc.get_objects())

@@ -10,6 +10,7 @@ and act-order sorts columns but keeps each column's own group scale (static grou
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +76,8 @@ def gptq_targets(
     if scale.zero is not None:
         zeros = _columns(expand(scale.zero.float(), w.shape, spec.tile), order)
     upper = inverse_factor(hessian, damp, order)
-    units = _solve(turned, scales, zeros, upper, spec, block)
+    units = torch.empty_like(turned)
+    _solve(_Problem(turned, scales, zeros, upper, units, spec, block), 0, len(turned))
     missing = turned.mul_(upper.diagonal()[:, None])
     del upper, scales, zeros  # a wide layer's are gigabytes
     if order is not None:
@@ -141,43 +143,50 @@ def _invert_lower(lower: Tensor) -> None:
     corner.copy_((last @ (corner @ first)).neg_())
 
 
-def _solve(
-    w: Tensor, scales: Tensor, zeros: Tensor | None, upper: Tensor, spec: QuantSpec, block: int
-) -> Tensor:
-    """The feedback loop on transposed tensors [I, O]; returns the rounded units [I, O].
+class _Problem(NamedTuple):
+    """Transposed tensors [I, O]: the weights, their scales and zero points, the rounded units.
 
-    By halves: the later half sees the earlier one's errors in one large product, which is faster
-    than many thin ones. A row of `w` holds its error once it is solved.
+    A row of `w` holds its error once it is solved.
     """
-    units = torch.empty_like(w)
 
-    def span(start: int, end: int) -> None:
-        blocks = -(-(end - start) // block)
-        if blocks == 1:
-            for j in range(start, end):
-                column(start, j)
-            return
-        middle = start + blocks // 2 * block
-        span(start, middle)
-        w[middle:end].addmm_(upper[start:middle, middle:end].T, w[start:middle], alpha=-1)
-        span(middle, end)
+    w: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    upper: Tensor
+    units: Tensor
+    spec: QuantSpec
+    block: int
 
-    def column(start: int, j: int) -> None:
-        row, scale = w[j], scales[j]
-        if j > start:  # what the rest of its block owes it
-            row.addmv_(w[start:j].T, upper[start:j, j], alpha=-1)
-        unit = row / scale
-        if zeros is None:
-            unit = rounding.round_to(unit, spec.format)
-            value = unit * scale
-        else:
-            unit = rounding.round_to(unit.round_().add_(zeros[j]), spec.format)
-            value = (unit - zeros[j]).mul_(scale)
-        units[j] = unit
-        row.sub_(value).div_(upper[j, j])
 
-    span(0, w.shape[0])
-    return units
+def _solve(p: _Problem, start: int, end: int) -> None:
+    """The feedback loop over some rows, by halves: the later one sees the earlier one's errors in one
+    large product, which is faster than many thin ones.
+    """
+    blocks = -(-(end - start) // p.block)
+    if blocks == 1:
+        for j in range(start, end):
+            _solve_row(p, start, j)
+        return
+    middle = start + blocks // 2 * p.block
+    _solve(p, start, middle)
+    p.w[middle:end].addmm_(p.upper[start:middle, middle:end].T, p.w[start:middle], alpha=-1)
+    _solve(p, middle, end)
+
+
+def _solve_row(p: _Problem, start: int, j: int) -> None:
+    """Round row `j` of a block that begins at `start`, once what the block owes it is paid."""
+    row, scale = p.w[j], p.scales[j]
+    if j > start:
+        row.addmv_(p.w[start:j].T, p.upper[start:j, j], alpha=-1)
+    unit = row / scale
+    if p.zeros is None:
+        unit = rounding.round_to(unit, p.spec.format)
+        value = unit * scale
+    else:
+        unit = rounding.round_to(unit.round_().add_(p.zeros[j]), p.spec.format)
+        value = (unit - p.zeros[j]).mul_(scale)
+    p.units[j] = unit
+    row.sub_(value).div_(p.upper[j, j])
 
 
 def solve_gptq(*, damp: float = 0.01, act_order: bool = True) -> Pass:
