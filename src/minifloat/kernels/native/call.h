@@ -41,8 +41,10 @@ static inline void write(const call *k, int64_t at, float y) {
 /* Scales of a row's groups, for sums of units. */
 static inline void row_scales(const call *k, int64_t row, float *out) {
     mf_row_scales(&k->w, row, out);
+    const int64_t groups = k->w.groups;
+    const float unit = k->w.how->unit;
     if (k->engine == BYTES || k->engine == WORDS)
-        for (int64_t g = 0; g < group_count(&k->w); g++) out[g] *= k->w.how->unit;
+        for (int64_t g = 0; g < groups; g++) out[g] *= unit;
 }
 
 /* Minus the bias times the sum of some columns of a quantized row. */
@@ -57,7 +59,7 @@ static inline int32_t start_of(const call *k, const float *columns, int64_t coun
 static inline void group_sums(const call *k, const float *row, const float *scales, float *out) {
     const int64_t group = group_columns(&k->w), input = input_group(&k->a);
     const int own = k->engine != REALS && input_groups(&k->a) > 1;
-    for (int64_t g = 0; g < group_count(&k->w); g++) {
+    for (int64_t g = 0; g < k->w.groups; g++) {
         double sum = 0;
         const int64_t end = least(g * group + group, k->w.columns);
 #pragma omp simd reduction(+ : sum)

@@ -3,11 +3,16 @@
 #include "call.h"
 #include "rows.h"
 
+/* Bands whose scales are laid out before the first is multiplied. A load waits for a narrower store just
+   before it; so far behind, all is in the cache. */
+#define AHEAD 8
+
 /* What one call works with. */
 typedef struct {
     const call *k;
     int64_t chunks, stride; /* of a row; units of a token */
     int64_t inputs, room;   /* groups of the activations; numbers of a thread's own memory */
+    int64_t line, apart;    /* numbers for a row's scales and zero points; from a row of a band to the next */
     uint32_t *x;            /* [tokens][stride] */
     int32_t *starts;        /* [tokens][dwords] */
     float *x_scales;        /* [tokens][inputs] */
@@ -16,6 +21,13 @@ typedef struct {
     int32_t *places;        /* [dwords] */
     float *own;             /* [threads][room] */
 } plan;
+
+/* Rows that are multiplied together, far apart: processors foresee reading where each of some streams runs
+   on, and not where they share a page. */
+typedef struct {
+    int64_t row; /* the first */
+    int rows;
+} band;
 
 /* Puts a token on its grid and into units [chunks][U][16]. */
 static void arrange(const plan *p, int64_t token, float *row) {
@@ -26,7 +38,7 @@ static void arrange(const plan *p, int64_t token, float *row) {
     for (int64_t d = 0; d < k->dwords; d++)
         for (int i = 0; i < U; i++) x[(d / 16 * U + i) * 16 + d % 16] = units[d * U + i];
     if (k->w.zeros)
-        group_sums(k, row, p->x_scales + token * p->inputs, p->x_sums + token * group_count(&k->w));
+        group_sums(k, row, p->x_scales + token * p->inputs, p->x_sums + token * k->w.groups);
     if (k->engine == BYTES)
         for (int64_t d = 0; d < k->dwords; d++)
             p->starts[token * k->dwords + d] = start_of(k, row + d * P, P);
@@ -50,7 +62,7 @@ static int64_t place_of(const call *k, int64_t token, int64_t row) {
 
 /* What a row's zero points add to its sum for a token. */
 static float share_of_zeros(const plan *p, int64_t token, const float *zeros) {
-    const int64_t groups = group_count(&p->k->w);
+    const int64_t groups = p->k->w.groups;
     const float *sums = p->x_sums + token * groups;
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -58,55 +70,81 @@ static float share_of_zeros(const plan *p, int64_t token, const float *zeros) {
     return sum;
 }
 
-/* Row `row` and the one `apart` rows on, if there is one: far apart, since processors foresee reading
-   where each of two streams runs on, and not where they share a page. */
-static void multiply(const plan *p, row_kernel kernel, int64_t row, int64_t apart) {
+/* Scales of a band, and zero points in the other half of each line. */
+static void band_scales(const plan *p, const band *b, float *scales) {
+    const weights *w = &p->k->w;
+    for (int r = 0; r < b->rows; r++, scales += p->line) {
+        mf_row_scales(w, b->row + r * p->apart, scales);
+        if (w->zeros) mf_row_zeros(w, b->row + r * p->apart, scales, scales + p->line / 2);
+    }
+}
+
+/* The results of a band for some tokens from their sums y [rows][SHARED]. */
+static void finish(const plan *p, const band *b, const float *scales, int64_t token, int count,
+                   const float *y) {
     const call *k = p->k;
-    const int rows = row + apart < k->w.rows ? 2 : 1;
-    float y[PAIR * SHARED], *scales = p->own + thread_number() * p->room;
-    const int64_t line = p->room / PAIR;
-    for (int r = 0; r < rows; r++) {
-        float *own = scales + r * line;
-        row_scales(k, row + r * apart, own);
-        if (k->w.zeros) mf_row_zeros(&k->w, row + r * apart, own, own + line / 2);
+    const float unit = k->engine == BYTES ? k->w.how->unit : 1;
+    for (int n = 0; n < count; n++) {
+        const int64_t t = token + n;
+        const float scale = k->engine == REALS ? 1 : p->x_scales[t * p->inputs];
+        for (int r = 0; r < b->rows; r++) {
+            const int64_t at = b->row + r * p->apart;
+            const float bias = k->bias ? k->bias[at] : 0;
+            const float *zeros = scales + r * p->line + p->line / 2;
+            const float less = k->w.zeros ? share_of_zeros(p, t, zeros) : 0;
+            write(k, place_of(k, t, at), (y[r * SHARED + n] * unit - less) * scale + bias);
+        }
     }
+}
+
+static void multiply(const plan *p, row_kernel kernel, const band *b, const float *scales) {
+    const call *k = p->k;
+    const int64_t bytes = row_bytes(&k->w);
+    float y[BAND * SHARED];
     for (int64_t t = 0; t < k->a.tokens; t += SHARED) {
-        const int32_t *starts = k->engine == BYTES ? p->starts + t * k->dwords : NULL;
-        const row_problem problem = {
-            k->w.codes + row * row_bytes(&k->w), row_bytes(&k->w), apart * row_bytes(&k->w), scales,
-            line, p->bases, p->places, p->x + t * p->stride, starts, p->stride, p->chunks};
         const int count = (int)least(SHARED, k->a.tokens - t);
-        kernel(&problem, k->w.how, rows, count, y);
-        for (int r = 0; r < rows; r++)
-            for (int n = 0; n < count; n++) {
-                const float scale = k->engine == REALS ? 1 : p->x_scales[(t + n) * p->inputs];
-                const int64_t at = row + r * apart;
-                const float bias = k->bias ? k->bias[at] : 0;
-                const float *zeros = scales + r * line + line / 2;
-                const float less = k->w.zeros ? share_of_zeros(p, t + n, zeros) : 0;
-                write(k, place_of(k, t + n, at), (y[r * SHARED + n] - less) * scale + bias);
-            }
+        const row_problem problem = {
+            .codes = k->w.codes + b->row * bytes, .bytes = bytes, .apart = p->apart * bytes,
+            .scales = scales, .room = p->line, .bases = p->bases, .places = p->places,
+            .x = p->x + t * p->stride, .starts = p->starts + t * k->dwords, .stride = p->stride,
+            .chunks = p->chunks};
+        kernel(&problem, k->w.how, b->rows, count, y);
+        finish(p, b, scales, t, count, y);
     }
+}
+
+/* Some bands, one behind the other. */
+static void bands(const plan *p, row_kernel kernel, int64_t first) {
+    float *scales = p->own + thread_number() * p->room;
+    band all[AHEAD];
+    const int count = (int)least(AHEAD, p->apart - first);
+    for (int i = 0; i < count; i++) {
+        const int64_t row = first + i;
+        all[i] = (band){row, 0};
+        while (all[i].rows < BAND && row + all[i].rows * p->apart < p->k->w.rows) all[i].rows++;
+        band_scales(p, all + i, scales + i * BAND * p->line);
+    }
+    for (int i = 0; i < count; i++) multiply(p, kernel, all + i, scales + i * BAND * p->line);
 }
 
 static void run(const plan *p) {
     const row_kernel kernel = mf_row_kernel(p->k->engine, p->k->w.how->bits, p->k->level);
-    const int64_t half = ceil_div(p->k->w.rows, PAIR);
     place(p);
     for (int64_t t = 0; t < p->k->a.tokens; t++) arrange(p, t, p->own);
 #pragma omp parallel for num_threads(p->k->threads) schedule(static)
-    for (int64_t row = 0; row < half; row++) multiply(p, kernel, row, half);
+    for (int64_t first = 0; first < p->apart; first += AHEAD) bands(p, kernel, first);
 }
 
 int mf_few(const call *k) {
-    const int64_t columns = k->dwords * dword_columns(k->w.how), groups = group_count(&k->w) + 16;
-    const int64_t line = lines(columns > 2 * groups ? columns : 2 * groups);
+    const int64_t columns = k->dwords * dword_columns(k->w.how);
     plan p = {.k = k, .chunks = k->dwords / 16, .stride = k->dwords * k->units};
     p.inputs = input_groups(&k->a);
-    p.room = PAIR * line; /* a token, or two rows' scales and zero points, each in half of a line */
+    p.line = lines(2 * (k->w.groups + 16));
+    p.apart = ceil_div(k->w.rows, BAND);
+    p.room = lines(AHEAD * BAND * p.line > 2 * columns ? AHEAD * BAND * p.line : 2 * columns);
     const int64_t x = lines(k->a.tokens * p.stride), starts = lines(k->a.tokens * k->dwords);
     const int64_t places = lines(k->dwords), bases = lines(2 * p.chunks), own = k->threads * p.room;
-    const int64_t sums = k->w.zeros ? group_count(&k->w) : 0;
+    const int64_t sums = k->w.zeros ? k->w.groups : 0;
     float *memory = room_for(x + starts + places + bases + own + k->a.tokens * (p.inputs + sums));
     if (!memory) return NO_MEMORY;
     p.x = (uint32_t *)memory;

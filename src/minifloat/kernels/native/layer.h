@@ -58,6 +58,7 @@ typedef struct {
     const void *scales, *outer;
     const uint8_t *zeros; /* zero points of the tiles, or NULL */
     int64_t rows, columns;
+    int64_t groups; /* of a row */
 } weights;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -99,8 +100,11 @@ static inline int64_t group_columns(const weights *w) {
     return w->how->tile_columns == -1 ? w->columns : w->how->tile_columns;
 }
 
-static inline int64_t group_count(const weights *w) {
-    return ceil_div(w->columns, group_columns(w));
+static inline weights weights_of(const formats *how, const uint8_t *codes, const void *scales,
+                                 const void *outer, const uint8_t *zeros, int64_t rows, int64_t columns) {
+    weights w = {how, codes, scales, outer, zeros, rows, columns, 0};
+    w.groups = ceil_div(columns, group_columns(&w));
+    return w;
 }
 
 /* fp32 scales of all groups of a row, in `scales.c`. */

@@ -63,7 +63,7 @@ static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     for (int64_t u = 0; u < p->stride; u++) x[u * TOKENS] = units[u];
     for (int64_t g = 0; g < p->inputs; g++)
         p->x_scales[(tile * p->inputs + g) * TOKENS + at] = scales[g];
-    if (k->w.zeros) group_sums(k, row, scales, p->x_sums + token * group_count(&k->w));
+    if (k->w.zeros) group_sums(k, row, scales, p->x_sums + token * k->w.groups);
     for (int64_t s = 0; k->engine == BYTES && s < p->count; s++) {
         const int64_t begin = p->segments[s].unit / k->units * P, units_in = p->segments[s].units;
         p->starts[(tile * p->count + s) * TOKENS + at] =
@@ -132,7 +132,7 @@ static void multiply(const plan *p, int64_t span, int64_t tokens, int64_t rows, 
 /* Scales [groups][PANEL] of a panel, and zero points where there are any. */
 static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales, float *zeros,
                          float *line) {
-    const int64_t groups = group_count(&p->k->w);
+    const int64_t groups = p->k->w.groups;
     memset(scales, 0, (size_t)(groups * PANEL) * sizeof(float));
     if (zeros) memset(zeros, 0, (size_t)(groups * PANEL) * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
@@ -146,7 +146,7 @@ static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales
 
 /* Takes the zero points' share, which every column of a group has alike, from the sums. */
 static void take_zeros(const plan *p, int64_t tokens, const float *zeros, float *c) {
-    const int64_t groups = group_count(&p->k->w);
+    const int64_t groups = p->k->w.groups;
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t g = 0; g < groups; g++)
             for (int64_t r = 0; r < PANEL; r++)
@@ -200,7 +200,7 @@ static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, in
 /* Floats of a thread's own memory: sums, a panel, scales, a line of them and zero points. */
 static int64_t own_floats(const plan *p) {
     const int each = p->k->w.zeros ? 2 * PANEL + 1 : PANEL + 1;
-    return BLOCK * PANEL + span_units(p->k) * PANEL + group_count(&p->k->w) * each;
+    return BLOCK * PANEL + span_units(p->k) * PANEL + p->k->w.groups * each;
 }
 
 /* Ask for the codes of the next span or panel: rows are far apart, and no processor guesses the next one. */
@@ -226,7 +226,7 @@ static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, flo
     const int64_t rows = least(PANEL, w->rows - row), units = span_units(p->k), bytes = row_bytes(w);
     float *c = own, *scales = own + (BLOCK + units) * PANEL;
     uint32_t *expanded = (uint32_t *)own + BLOCK * PANEL;
-    float *line = scales + group_count(w) * PANEL, *zeros = w->zeros ? line + group_count(w) : NULL;
+    float *line = scales + w->groups * PANEL, *zeros = w->zeros ? line + w->groups : NULL;
     panel_scales(p, row, rows, scales, zeros, line);
     memset(c, 0, (size_t)(tokens * PANEL) * sizeof(float));
     for (int64_t span = 0; span * SPAN < w->columns; span++) {
@@ -276,7 +276,7 @@ int mf_many(const call *k) {
         p.pixels.numbers ? BLOCK : ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
     const int64_t own = k->threads * p.room, x = lines(tokens * p.stride);
     p.segments = malloc((size_t)p.count * sizeof(segment));
-    const int64_t groups = k->w.zeros ? group_count(&k->w) : 0;
+    const int64_t groups = k->w.zeros ? k->w.groups : 0;
     float *memory = room_for(own + x + tokens * (p.count + p.inputs + groups));
     const int fits = p.segments && memory;
     if (fits) {

@@ -1,11 +1,11 @@
 /* Few tokens: y = x W^T row by row. Time is memory traffic; a chunk of codes is read once, expanded and
-   multiplied with every token, and a token's units are read once for two rows. A dword's columns lie within one group, so scales are applied to the
-   16 sums of a chunk, lane by lane. */
+   multiplied with every token, and a token's units are read once for up to four rows. A dword's columns
+   lie within one group, so scales are applied to the 16 sums of a chunk, lane by lane. */
 
 #include "expand.h"
 #include "rows.h"
 
-/* The second of two rows as a problem of its own, for the paths that take rows one by one. */
+/* The rows from one on as a problem of their own. */
 static row_problem row_of(const row_problem *p, int row) {
     row_problem one = *p;
     one.codes += row * p->apart, one.scales += row * p->room;
@@ -36,6 +36,25 @@ static void row_plain(const row_problem *p, const formats *how, int rows, int to
 }
 
 #ifdef MINIFLOAT_X86
+/* The sums of the lanes of R registers to out, a row each. Four at a time take a third of the shuffles
+   of one by one. */
+static inline __attribute__((always_inline)) TARGET_AVX512 void sum_rows(const __m512 *sums, int R,
+                                                                         float *out) {
+    if (R < 4) {
+        for (int r = 0; r < R; r++) out[r * SHARED] = _mm512_reduce_add_ps(sums[r]);
+        return;
+    }
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sums[0], sums[1]), _mm512_unpackhi_ps(sums[0], sums[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(sums[2], sums[3]), _mm512_unpackhi_ps(sums[2], sums[3]));
+    const __m512 c = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    const __m256 d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+    float four[4];
+    _mm_storeu_ps(four, _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)));
+    for (int r = 0; r < 4; r++) out[r * SHARED] = four[r];
+}
+
+#define FORESEEN 512 /* bytes that are asked for ahead: of the next rows, as a rule */
+
 /* KIND is an engine's name in expand.h, U its units a dword, R the rows, T the tokens: all sums stay in
    registers. */
 #define ROW(KIND, NAME, BITS, U, R, T, TARGET)                                                    \
@@ -43,15 +62,18 @@ static void row_plain(const row_problem *p, const formats *how, int rows, int to
                                                  float *out) {                                    \
         const tables t = tables_of(how, KIND, BITS);                                              \
         const uint32_t *x = p->x;                                                                 \
-        __m512 total[R][T];                                                                       \
-        UNROLL for (int r = 0; r < R; r++)                                                        \
-            UNROLL for (int n = 0; n < T; n++) total[r][n] = _mm512_setzero_ps();                 \
+        __m512 total[T][R];                                                                       \
+        UNROLL for (int n = 0; n < T; n++)                                                        \
+            UNROLL for (int r = 0; r < R; r++) total[n][r] = _mm512_setzero_ps();                 \
         for (int64_t c = 0; c < p->chunks; c++, x += 16 * U) {                                    \
             const __m512i places = _mm512_loadu_si512(p->places + 16 * c);                        \
             __m512i codes[R], sum[R][T];                                                          \
             const int64_t at = c * CHUNK * (BITS == 6 ? 3 : 4);                                   \
-            UNROLL for (int r = 0; r < R; r++)                                                    \
-                codes[r] = load_codes(p->codes + r * p->apart + at, p->bytes - at, BITS);         \
+            UNROLL for (int r = 0; r < R; r++) {                                                  \
+                const uint8_t *here = p->codes + r * p->apart + at;                               \
+                _mm_prefetch((const char *)here + FORESEEN, _MM_HINT_T0);                         \
+                codes[r] = load_codes(here, p->bytes - at, BITS);                                 \
+            }                                                                                     \
             UNROLL for (int n = 0; n < T; n++) {                                                  \
                 sum[0][n] = KIND == BYTES                                                         \
                                 ? _mm512_loadu_si512(p->starts + (n * p->chunks + c) * 16)        \
@@ -70,12 +92,10 @@ static void row_plain(const row_problem *p, const formats *how, int rows, int to
                 const float *near = p->scales + r * p->room + p->bases[c];                        \
                 const __m512 scales = _mm512_permutexvar_ps(places, _mm512_loadu_ps(near));       \
                 UNROLL for (int n = 0; n < T; n++)                                                \
-                    total[r][n] = _mm512_fmadd_ps(REAL_##KIND(sum[r][n]), scales, total[r][n]);   \
+                    total[n][r] = _mm512_fmadd_ps(REAL_##KIND(sum[r][n]), scales, total[n][r]);   \
             }                                                                                     \
         }                                                                                         \
-        UNROLL for (int r = 0; r < R; r++)                                                        \
-            UNROLL for (int n = 0; n < T; n++)                                                    \
-                out[r * SHARED + n] = _mm512_reduce_add_ps(total[r][n]);                          \
+        UNROLL for (int n = 0; n < T; n++) sum_rows(total[n], R, out + n);                        \
     }
 
 #define ROWS(KIND, NAME, BITS, U, TARGET)                                                         \
@@ -87,13 +107,19 @@ static void row_plain(const row_problem *p, const formats *how, int rows, int to
     ROW(KIND, NAME, BITS, U, 2, 2, TARGET)                                                        \
     ROW(KIND, NAME, BITS, U, 2, 3, TARGET)                                                        \
     ROW(KIND, NAME, BITS, U, 2, 4, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 4, 1, TARGET)                                                        \
+    ROW(KIND, NAME, BITS, U, 4, 2, TARGET)                                                        \
     static void row_##NAME##_##BITS(const row_problem *p, const formats *how, int rows,           \
                                     int tokens, float *out) {                                     \
-        static void (*const kernels[PAIR][SHARED])(const row_problem *, const formats *,          \
-                                                   float *) = {                                   \
+        static void (*const kernels[3][SHARED])(const row_problem *, const formats *, float *) = {\
             {NAME##_##BITS##_1_1, NAME##_##BITS##_1_2, NAME##_##BITS##_1_3, NAME##_##BITS##_1_4}, \
-            {NAME##_##BITS##_2_1, NAME##_##BITS##_2_2, NAME##_##BITS##_2_3, NAME##_##BITS##_2_4}};\
-        kernels[rows - 1][tokens - 1](p, how, out);                                               \
+            {NAME##_##BITS##_2_1, NAME##_##BITS##_2_2, NAME##_##BITS##_2_3, NAME##_##BITS##_2_4}, \
+            {NAME##_##BITS##_4_1, NAME##_##BITS##_4_2}};                                          \
+        for (int r = 0, which; r < rows; r += 1 << which) {                                       \
+            which = rows - r >= 4 && tokens <= 2 ? 2 : rows - r >= 2;                             \
+            const row_problem some = row_of(p, r);                                                \
+            kernels[which][tokens - 1](&some, how, out + r * SHARED);                             \
+        }                                                                                         \
     }
 
 ROWS(REALS, reals, 4, 8, TARGET_AVX512)

@@ -1,4 +1,4 @@
-/* Few tokens: two rows of codes at a time, their columns in the lanes of a register (`rows.c`). */
+/* Few tokens: some rows of codes at a time, their columns in the lanes of a register (`rows.c`). */
 
 #ifndef MINIFLOAT_ROWS_H
 #define MINIFLOAT_ROWS_H
@@ -7,12 +7,12 @@
 
 #define CHUNK 16 /* dwords that are read at once */
 #define SHARED 4 /* tokens that share an expanded weight, at most */
-#define PAIR 2   /* rows that share a token's units, at most */
+#define BAND 4   /* rows that share a token's units, at most; two where the tokens are more than two */
 
-/* Products of one or two rows with up to SHARED tokens. */
+/* Products of up to BAND rows with up to SHARED tokens. */
 typedef struct {
     const uint8_t *codes;
-    int64_t bytes, apart;  /* of a row; from the first row to the second */
+    int64_t bytes, apart;  /* of a row; from one row to the next */
     const float *scales;   /* [rows][room] of their groups, 16 more that are never used */
     int64_t room;
     const int64_t *bases;  /* [chunks] the first group of a chunk */

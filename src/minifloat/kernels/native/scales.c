@@ -1,6 +1,6 @@
 /* Stored scales to fp32, a row at a time: a copy of all of them would cost memory traffic and memory. */
 
-#include "layer.h"
+#include "tokens.h"
 
 /* fp16 to fp32: its fields are moved to fp32's places and the exponent's bias is made up for, which
    is exact for subnormals as well. */
@@ -9,14 +9,32 @@ static inline float half_value(uint16_t half) {
     return half & 0x8000 ? -magnitude : magnitude;
 }
 
+#ifdef MINIFLOAT_X86
+static TARGET_AVX512 void halves_avx512(const uint16_t *halves, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 some = (__mmask16)(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
+        const __m256i part = _mm256_maskz_loadu_epi16(some, halves + i);
+        _mm512_mask_storeu_ps(out + i, some, _mm512_cvtph_ps(part));
+    }
+}
+#endif
+
+static void halves(const uint16_t *halves, int64_t count, float *out) {
+#ifdef MINIFLOAT_X86
+    if (has_avx512()) {
+        halves_avx512(halves, count, out);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < count; i++) out[i] = half_value(halves[i]);
+}
+
 static void to_floats(const void *stored, int64_t at, int64_t count, int kind, const float *table,
                       float *out) {
     const uint16_t *words = (const uint16_t *)stored + at;
     const uint8_t *codes = (const uint8_t *)stored + at;
     switch (kind) {
-    case FLOAT16:
-        for (int64_t i = 0; i < count; i++) out[i] = half_value(words[i]);
-        break;
+    case FLOAT16: halves(words, count, out); break;
     case BFLOAT16:
         for (int64_t i = 0; i < count; i++) out[i] = float_of((uint32_t)words[i] << 16);
         break;
@@ -28,12 +46,13 @@ static void to_floats(const void *stored, int64_t at, int64_t count, int kind, c
 }
 
 static int64_t tile_row(const weights *w, int64_t row) {
-    return w->how->tile_rows == -1 ? 0 : row / w->how->tile_rows;
+    const int64_t rows = w->how->tile_rows;
+    return rows == 1 ? row : rows == -1 ? 0 : row / rows;
 }
 
 void mf_row_scales(const weights *w, int64_t row, float *out) {
     const formats *how = w->how;
-    const int64_t groups = group_count(w), tile = tile_row(w, row);
+    const int64_t groups = w->groups, tile = tile_row(w, row);
     to_floats(w->scales, tile * groups, groups, how->scale_kind, how->scale_values, out);
     if (how->outer_kind == NONE) return;
     float outer;
@@ -42,7 +61,7 @@ void mf_row_scales(const weights *w, int64_t row, float *out) {
 }
 
 void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out) {
-    const int64_t groups = group_count(w);
+    const int64_t groups = w->groups;
     const uint8_t *zeros = w->zeros + tile_row(w, row) * groups;
     for (int64_t g = 0; g < groups; g++) out[g] = (float)(zeros[g] - w->how->middle) * scales[g];
 }
