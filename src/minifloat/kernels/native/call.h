@@ -40,11 +40,8 @@ static inline void write(const call *k, int64_t at, float y) {
 
 /* Scales of a row's groups, for sums of units. */
 static inline void row_scales(const call *k, int64_t row, float *out) {
-    mf_row_scales(&k->w, row, out);
-    const int64_t groups = k->w.groups;
-    const float unit = k->w.how->unit;
-    if (k->engine == BYTES || k->engine == WORDS)
-        for (int64_t g = 0; g < groups; g++) out[g] *= unit;
+    const int whole = k->engine == BYTES || k->engine == WORDS;
+    mf_row_scales(&k->w, row, whole ? k->w.how->unit : 1, out);
 }
 
 /* Minus the bias times the sum of some columns of a quantized row. */

@@ -74,7 +74,7 @@ static float share_of_zeros(const plan *p, int64_t token, const float *zeros) {
 static void band_scales(const plan *p, const band *b, float *scales) {
     const weights *w = &p->k->w;
     for (int r = 0; r < b->rows; r++, scales += p->line) {
-        mf_row_scales(w, b->row + r * p->apart, scales);
+        row_scales(p->k, b->row + r * p->apart, scales);
         if (w->zeros) mf_row_zeros(w, b->row + r * p->apart, scales, scales + p->line / 2);
     }
 }
@@ -83,7 +83,6 @@ static void band_scales(const plan *p, const band *b, float *scales) {
 static void finish(const plan *p, const band *b, const float *scales, int64_t token, int count,
                    const float *y) {
     const call *k = p->k;
-    const float unit = k->engine == BYTES ? k->w.how->unit : 1;
     for (int n = 0; n < count; n++) {
         const int64_t t = token + n;
         const float scale = k->engine == REALS ? 1 : p->x_scales[t * p->inputs];
@@ -92,7 +91,7 @@ static void finish(const plan *p, const band *b, const float *scales, int64_t to
             const float bias = k->bias ? k->bias[at] : 0;
             const float *zeros = scales + r * p->line + p->line / 2;
             const float less = k->w.zeros ? share_of_zeros(p, t, zeros) : 0;
-            write(k, place_of(k, t, at), (y[r * SHARED + n] * unit - less) * scale + bias);
+            write(k, place_of(k, t, at), (y[r * SHARED + n] - less) * scale + bias);
         }
     }
 }

@@ -107,8 +107,8 @@ static inline weights weights_of(const formats *how, const uint8_t *codes, const
     return w;
 }
 
-/* fp32 scales of all groups of a row, in `scales.c`. */
-void mf_row_scales(const weights *w, int64_t row, float *out);
+/* fp32 scales of all groups of a row times a factor, in `scales.c`. */
+void mf_row_scales(const weights *w, int64_t row, float factor, float *out);
 
 /* The zero points of a row's groups, less the middle, times their scales; `out` may be `scales`. */
 void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out);

@@ -10,38 +10,40 @@ static inline float half_value(uint16_t half) {
 }
 
 #ifdef MINIFLOAT_X86
-static TARGET_AVX512 void halves_avx512(const uint16_t *halves, int64_t count, float *out) {
+static TARGET_AVX512 void halves_avx512(const uint16_t *halves, int64_t count, float factor, float *out) {
     for (int64_t i = 0; i < count; i += 16) {
         const __mmask16 some = (__mmask16)(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
-        const __m256i part = _mm256_maskz_loadu_epi16(some, halves + i);
-        _mm512_mask_storeu_ps(out + i, some, _mm512_cvtph_ps(part));
+        const __m512 values = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, halves + i));
+        _mm512_mask_storeu_ps(out + i, some, _mm512_mul_ps(values, _mm512_set1_ps(factor)));
     }
 }
 #endif
 
-static void halves(const uint16_t *halves, int64_t count, float *out) {
+static void of_halves(const uint16_t *halves, int64_t count, float factor, float *out) {
 #ifdef MINIFLOAT_X86
     if (has_avx512()) {
-        halves_avx512(halves, count, out);
+        halves_avx512(halves, count, factor, out);
         return;
     }
 #endif
-    for (int64_t i = 0; i < count; i++) out[i] = half_value(halves[i]);
+    for (int64_t i = 0; i < count; i++) out[i] = half_value(halves[i]) * factor;
 }
 
 static void to_floats(const void *stored, int64_t at, int64_t count, int kind, const float *table,
-                      float *out) {
+                      float factor, float *out) {
     const uint16_t *words = (const uint16_t *)stored + at;
     const uint8_t *codes = (const uint8_t *)stored + at;
+    const float *floats = (const float *)stored + at;
     switch (kind) {
-    case FLOAT16: halves(words, count, out); break;
+    case FLOAT16: of_halves(words, count, factor, out); break;
     case BFLOAT16:
-        for (int64_t i = 0; i < count; i++) out[i] = float_of((uint32_t)words[i] << 16);
+        for (int64_t i = 0; i < count; i++) out[i] = float_of((uint32_t)words[i] << 16) * factor;
         break;
     case CODED:
-        for (int64_t i = 0; i < count; i++) out[i] = table[codes[i]];
+        for (int64_t i = 0; i < count; i++) out[i] = table[codes[i]] * factor;
         break;
-    default: memcpy(out, (const float *)stored + at, (size_t)count * sizeof(float));
+    default:
+        for (int64_t i = 0; i < count; i++) out[i] = floats[i] * factor;
     }
 }
 
@@ -50,14 +52,13 @@ static int64_t tile_row(const weights *w, int64_t row) {
     return rows == 1 ? row : rows == -1 ? 0 : row / rows;
 }
 
-void mf_row_scales(const weights *w, int64_t row, float *out) {
+void mf_row_scales(const weights *w, int64_t row, float factor, float *out) {
     const formats *how = w->how;
-    const int64_t groups = w->groups, tile = tile_row(w, row);
-    to_floats(w->scales, tile * groups, groups, how->scale_kind, how->scale_values, out);
-    if (how->outer_kind == NONE) return;
-    float outer;
-    to_floats(w->outer, how->outer_by_row ? tile : 0, 1, how->outer_kind, NULL, &outer);
-    for (int64_t g = 0; g < groups; g++) out[g] *= outer;
+    const int64_t tile = tile_row(w, row);
+    float outer = 1;
+    if (how->outer_kind != NONE)
+        to_floats(w->outer, how->outer_by_row ? tile : 0, 1, how->outer_kind, NULL, 1, &outer);
+    to_floats(w->scales, tile * w->groups, w->groups, how->scale_kind, how->scale_values, outer * factor, out);
 }
 
 void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out) {
