@@ -74,7 +74,7 @@ def work(source: Path, out: Path, limit: int) -> None:
     """Quantize within a limit of memory; a run that was stopped goes on."""
     network, adapter, lazy = load_denoiser_lazily(source, FluxTransformer2DModel)
     method = build("zeroquant-fp", NEAREST)
-    found = estimate(network, adapter, lazy, TOKENS + WORDS)
+    found = estimate(network, adapter, lazy, TOKENS + WORDS, inverts=method.inverts)
     print(found, flush=True)
     journal = Journal(
         unfinished(out), {"files": lazy.stamp()}, resume=any(unfinished(out).glob("*.safetensors"))
