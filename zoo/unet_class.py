@@ -3,8 +3,7 @@
 Why this file exists: quantizers for diffusion models are first shown on class-conditional U-Nets of
 pixels, without words or cross-attention. It is the ordinary `UNet2DModel` of diffusers, sampled with
 DDIM in the one pipeline of diffusers that hands classes to such a network. Layers that unet-text has
-too begin as there; attention and classes begin at random. After about 100 steps faces, flags and
-signs could be told and little else; the recipe has 1,200, and no model is committed yet.
+too begin as there; attention and classes begin at random.
 
     python -m zoo.train unet-class --out DIR            train (resumable)
 """
@@ -30,7 +29,7 @@ CLASS = "class_labels"
 CLASSES = [f"{group}, {style}" for group in GROUPS for style in judge.STYLES]
 TEXT = Path(__file__).resolve().parent / "unet-text" / "unet"
 
-CPU = Recipe(steps=1200, wordless=0.0, warmup=50, fall=0.4, average=0.99, low=True)
+CPU = Recipe(steps=4000, wordless=0.0, warmup=50, fall=0.4, average=0.99, low=True)
 
 
 def build() -> UNet2DModel:
