@@ -3,8 +3,8 @@
 #include "call.h"
 #include "rows.h"
 
-/* Bands whose scales are laid out before the first is multiplied. A load waits for a narrower store just
-   before it; so far behind, all is in the cache. */
+/* Bands, at most, whose scales are laid out before the first is multiplied. A load waits for a narrower
+   store just before it; so far behind, all is in the cache. */
 #define AHEAD 8
 
 /* What one call works with. */
@@ -112,11 +112,11 @@ static void multiply(const plan *p, row_kernel kernel, const band *b, const floa
     }
 }
 
-/* Some bands, one behind the other. */
-static void bands(const plan *p, row_kernel kernel, int64_t first) {
+/* `many` bands, one behind the other, or those that are left. */
+static void bands(const plan *p, row_kernel kernel, int64_t first, int64_t many) {
     float *scales = p->own + thread_number() * p->room;
     band all[AHEAD];
-    const int count = (int)least(AHEAD, p->apart - first);
+    const int count = (int)least(many, p->apart - first);
     for (int i = 0; i < count; i++) {
         const int64_t row = first + i;
         all[i] = (band){row, 0};
@@ -128,10 +128,11 @@ static void bands(const plan *p, row_kernel kernel, int64_t first) {
 
 static void run(const plan *p) {
     const row_kernel kernel = mf_row_kernel(p->k->engine, p->k->w.how->bits, p->k->level);
+    const int64_t many = least(AHEAD, ceil_div(p->apart, p->k->threads)); /* so that no thread idles */
     place(p);
     for (int64_t t = 0; t < p->k->a.tokens; t++) arrange(p, t, p->own);
 #pragma omp parallel for num_threads(p->k->threads) schedule(static)
-    for (int64_t first = 0; first < p->apart; first += AHEAD) bands(p, kernel, first);
+    for (int64_t first = 0; first < p->apart; first += many) bands(p, kernel, first, many);
 }
 
 int mf_few(const call *k) {
