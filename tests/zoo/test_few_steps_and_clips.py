@@ -67,8 +67,9 @@ def test_a_clip_is_eight_frames_of_the_whole_animation() -> None:
     assert clips.frames(animation(15)) is None
 
 
-def test_a_new_video_model_draws_every_frame_by_its_spatial_blocks_alone() -> None:
-    model = dit_video.build().eval()
+def test_a_new_video_model_draws_every_frame_by_its_spatial_blocks_alone(tmp_path: Path) -> None:
+    dit_video.pruned().save_pretrained(tmp_path)
+    model = dit_video.build(tmp_path).eval()
     assert model.temp_pos_embed.abs().max() > 0.9
     model.temp_pos_embed.zero_()  # so that nothing but the temporal blocks tells frames apart
     noise, words = torch.randn(1, 3, 8, 32, 32), torch.randn(1, 4, 576)
