@@ -39,10 +39,15 @@ def write_rows(columns: list[Tensor], captions: list[str], folder: Path) -> list
 
 
 def _write(images: list[Tensor], folder: Path, number: int, caption: str) -> str:
-    """A strip of images [channels, height, width] in 0..1 as a PNG; its path in the folder."""
+    """Images [channels, height, width] in 0..1 as a PNG; its path in the folder.
+
+    They lie beside each other; those that are strips themselves, such as frames, one below the other.
+    """
     from PIL import Image
 
-    pixels = (255 * torch.cat(images, -1)).round().byte().movedim(0, -1).squeeze(-1).numpy()
+    height, width = images[0].shape[-2:]
+    sheet = torch.cat(images, -2 if width > 2 * height else -1)
+    pixels = (255 * sheet).round().byte().movedim(0, -1).squeeze(-1).numpy()
     path = f"images/{number:02d}-{_slug(caption)}.png"
     Image.fromarray(pixels).save(folder / path)
     return path
