@@ -17,4 +17,5 @@ def test_strips_of_frames_lie_below_each_other(
 ) -> None:
     images = torch.rand(1, 3, height, width)
     [found] = write_strips(images, images, ["A clip"], tmp_path)
-    assert Image.open(tmp_path / found["file"]).size == size
+    with Image.open(tmp_path / found["file"]) as drawn:
+        assert drawn.size == size
