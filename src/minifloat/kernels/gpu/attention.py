@@ -156,8 +156,7 @@ class Stored(NamedTuple):
     def arguments(self, letter: str) -> dict[str, Any]:
         """What the kernel is told of them."""
         recipe = recipe_of(LayerSpec(self.spec), False)
-        row_bytes, width = self.codes.shape[3], triton.next_power_of_2(max(16, self.width))
-        whole = row_bytes % 4 == 0 and self.codes.data_ptr() % 4 == 0
+        width = triton.next_power_of_2(max(16, self.width))
         group = LONG if not 0 < recipe.group < self.width else recipe.group
         device = self.codes.device
         tensors = {
@@ -166,7 +165,7 @@ class Stored(NamedTuple):
             "zeros": self.zero,
             "table": table_on(recipe.table, device),
             "scale_table": table_on(recipe.scale_table, device),
-            "bytes": row_bytes,
+            "bytes": self.codes.shape[3],
             "groups": self.scale.shape[3],
             "batch": self.codes.stride(0),
             "head": self.codes.stride(1),
@@ -175,13 +174,7 @@ class Stored(NamedTuple):
             "width": self.width,
         }
         constants = {
-            "BITS": recipe.bits,
-            "WIDE": whole and recipe.bits in (2, 4, 8),
-            "KIND": recipe.kind,
-            "M": recipe.mantissa,
-            "BIAS": recipe.bias,
-            "NAN": recipe.nan,
-            "SIGNED": recipe.signed,
+            **recipe.reading(self.codes),
             "GROUP": group,
             "SHARE": math.gcd(group, width),
             "WHOLE": group == LONG and recipe.short,

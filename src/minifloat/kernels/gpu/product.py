@@ -118,8 +118,7 @@ def arguments_of(
     tile: Tile,
 ) -> dict[str, Any]:
     """All that the kernel is called with, but the place of its result."""
-    columns, row_bytes = x.shape[1], codes.shape[1]
-    whole = row_bytes % 4 == 0 and codes.data_ptr() % 4 == 0
+    columns = x.shape[1]
     group = LONG if recipe.group == -1 else recipe.group
     steps = -(-columns // (tile.columns * tile.split))
     return {
@@ -135,18 +134,12 @@ def arguments_of(
         "tokens": x.shape[0],
         "rows": codes.shape[0],
         "columns": columns,
-        "row_bytes": row_bytes,
+        "row_bytes": codes.shape[1],
         "groups": scale.stored.shape[1],
         "span": steps * tile.columns,
         "outer_step": int(scale.outer is not None and scale.outer.numel() > 1),
         "x_step": int(x_scale is not None and x_scale.numel() > 1),
-        "BITS": recipe.bits,
-        "WIDE": whole and recipe.bits in (2, 4, 8),
-        "KIND": recipe.kind,
-        "M": recipe.mantissa,
-        "BIAS": recipe.bias,
-        "NAN": recipe.nan,
-        "SIGNED": recipe.signed,
+        **recipe.reading(codes),
         "TILE_ROWS": recipe.tile_rows,
         "GROUP": group,
         "SHARE": math.gcd(group, tile.columns),

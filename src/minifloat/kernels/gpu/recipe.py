@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from minifloat.formats import E4M3, Format
 from minifloat.kernels import fusion
@@ -61,6 +62,19 @@ class Recipe:
     operand: Operand
     power: float
     exact: bool
+
+    def reading(self, codes: Tensor) -> dict[str, Any]:
+        """Constants of a kernel that reads codes [..., bytes]: as whole dwords where they lie so."""
+        whole = codes.shape[-1] % 4 == 0 and codes.data_ptr() % 4 == 0
+        return {
+            "BITS": self.bits,
+            "WIDE": whole and self.bits in (2, 4, 8),
+            "KIND": self.kind,
+            "M": self.mantissa,
+            "BIAS": self.bias,
+            "NAN": self.nan,
+            "SIGNED": self.signed,
+        }
 
 
 def refuses(spec: LayerSpec) -> str:
