@@ -147,9 +147,8 @@ def _requests(job: Job, pipe: Any, count: int, evaluated: int) -> tuple[Prompts,
     """Prompts that calibrate and others that judge: of a file, of the pipeline's folder, packaged."""
     own = Path(job.model).expanduser()
     if job.data is None and (own / "prompts.safetensors").is_file():
-        first = read_prompts(own / "prompts.safetensors").cycled(
-            count
-        )  # of few steps it takes many
+        # A sampler of few steps takes more prompts than a folder holds.
+        first = read_prompts(own / "prompts.safetensors").cycled(count)
         second = read_prompts(own / "heldout.safetensors").spread(evaluated)
         return requests(pipe, first, count, 0), requests(pipe, second, evaluated, JUDGED)
     prompts = packaged() if job.data is None else read_prompts(job.data)
