@@ -4,8 +4,8 @@ Why this file exists: the claims about video transformers (ViDiT-Q, arXiv:2406.0
 over space and attention over time in a model that can be run in seconds. It is the ordinary
 `LatteTransformer3DModel` of diffusers. It learns to draw before it learns to move, as Latte's own
 text-to-video model began as an image model: three of the blocks of dit-text are trained on pictures,
-of which there are four times as many as clips, and each is an eighth of the work. Then temporal blocks that
-begin as identities come between them, and all is trained on clips.
+of which there are four times as many as clips, and each is an eighth of the work. Then temporal blocks
+that begin as identities come between them, and all is trained on clips.
 
     python -m zoo.train dit-video --out DIR            train (resumable)
 """
