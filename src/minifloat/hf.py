@@ -12,6 +12,7 @@ from minifloat.embedding import tie
 from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.stored import stored_layers
+from minifloat.layers import interleave_layers
 from minifloat.models.experts import open_one
 from minifloat.models.split import split_layer
 from minifloat.plan import Plan
@@ -86,6 +87,9 @@ def register(auto: ModuleType) -> None:
 
         def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
             swap_in(model, self.quantization_config.fields)
+
+        def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
+            interleave_layers(model)
 
         def is_serializable(self) -> bool:
             return True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minifloat.export.native import QUANT_METHOD
 from minifloat.hf import CONFIG_KEYS, swap_in
-from minifloat.layers import QLayer
+from minifloat.layers import QLayer, interleave_layers
 
 
 class _Name(StrEnum):  # diffusers asks for `.value`
@@ -50,7 +50,7 @@ def register(auto: ModuleType) -> None:
             swap_in(model, self.quantization_config.fields)
 
         def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-            pass
+            interleave_layers(model)
 
         def check_if_quantized_param(
             self, model: nn.Module, value: Tensor, name: str, state: dict[str, Tensor], **_: Any

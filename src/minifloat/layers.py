@@ -1,12 +1,15 @@
 """Layers that hold packed weights as buffers, so that they save, move and load like any module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minifloat.errors import UserError
+from minifloat.kernels import native
+from minifloat.kernels.interleave import in_rows, interleave, rows_of, unit_size
 from minifloat.kernels.packed import PackedLinear, spec_name
 from minifloat.kernels.table import Kernel, pick
 from minifloat.packing import pack, packed_width
@@ -44,6 +47,7 @@ class QLayer(nn.Module):
             raise UserError("a packed layer needs a spec for its weight")
         self.shape, self.spec, self.rank, self.dtype = shape, spec, rank, dtype
         self._held: Tensor | None = None
+        self.interleaved = False
         self._name = spec_name(spec)
         self._kernels: dict[str, Kernel] = {}
         tiles = spec.weight.tiles(shape)
@@ -78,6 +82,7 @@ class QLayer(nn.Module):
         input_scale: Scale | None = None,
     ) -> None:
         """Take over a quantized weight and what belongs to it."""
+        self.interleave(False)
         values = {
             "weight": pack(q.codes, q.spec.format.bits),
             "weight_scale": q.scale.stored,
@@ -120,6 +125,7 @@ class QLayer(nn.Module):
             self._held,
             given,
             self._name,
+            self.interleaved,
         )
 
     def kernel(self, device: str) -> Kernel:
@@ -135,6 +141,54 @@ class QLayer(nn.Module):
     def hold(self, keep: bool) -> None:
         """Keep the decoded weight in memory, or let it go."""
         self._held = self.decoded() if keep else None
+
+    def interleave(self, wanted: bool = True) -> None:
+        """Put codes and scales in the order that the CPU's kernels read fastest, or back.
+
+        In place, and only where such kernels take the layer. What is saved is always row by row.
+        """
+        if wanted:
+            here = self.weight.device.type == "cpu"
+            wanted = here and native.interleaves(self.spec, self.shape)
+        if wanted == self.interleaved:
+            return
+        for name, unit in self._units().items():
+            (interleave if wanted else in_rows)(self.get_buffer(name), unit)
+        self.interleaved = wanted
+
+    def _units(self) -> dict[str, int]:
+        """Numbers or bytes of the units of each buffer that may be interleaved."""
+        weight = self.spec.weight
+        assert weight is not None
+        scales = ("weight_scale", "weight_zero_point")
+        by_row = [name for name in scales if weight.tile[0] == 1 and name in self._buffers]
+        return {"weight": unit_size(weight.format.bits)} | dict.fromkeys(by_row, 1)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, unit in self._units().items():
+            if self.interleaved:
+                destination[prefix + name] = rows_of(destination[prefix + name], unit)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        before = self.interleaved
+        self.interleave(False)
+        super()._load_from_state_dict(*args)
+        self.interleave(before)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before, stored = self.interleaved, {id(buffer) for buffer in self.buffers()}
+
+        def keep(x: Tensor) -> Tensor:
+            """Codes and scales move, but stay what they are: their dtypes are the spec's."""
+            y = fn(x)
+            return y if id(x) not in stored or y.dtype == x.dtype else x.to(y.device)
+
+        self.interleave(False)
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        self.interleave(before)
+        return self
 
     def extra_repr(self) -> str:
         rank = f", rank={self.rank}" if self.rank else ""
@@ -176,6 +230,7 @@ class QLinear(QLayer):
             in_features, out_features, spec, bias=bias is not None, rank=rank, dtype=dtype
         ).to(q.codes.device)
         layer.fill(q, bias=bias, low_rank=low_rank, input_scale=input_scale)
+        layer.interleave()
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,6 +265,13 @@ class QConv2d(QLayer):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.kernel(x.device.type).run(x, self.packed(), self)
         return y
+
+
+def interleave_layers(model: nn.Module) -> None:
+    """`QLayer.interleave` for all packed layers of a model that is ready to run."""
+    for module in model.modules():
+        if isinstance(module, QLayer):
+            module.interleave()
 
 
 @contextmanager

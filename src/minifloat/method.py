@@ -18,7 +18,7 @@ from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
 from minifloat.guard import refuse_void
 from minifloat.kernels.table import pick, why
-from minifloat.layers import QLayer
+from minifloat.layers import QLayer, interleave_layers
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.experts import closed_layers, fused_name, open_planned
@@ -117,6 +117,7 @@ def quantize(
         block_sqnr.append((window.name, window.block_sqnr))
         memory.append((window.name, resident() / 2**20))
     outcome |= quantize_outside(model, outside)
+    interleave_layers(model)
     ledger = _ledger(model, before, specs, outcome, apart or {})
     refuse_void(ledger, specs, unseen=unseen)
     return {

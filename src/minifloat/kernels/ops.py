@@ -14,13 +14,14 @@ from torch import Tensor
 
 from minifloat.kernels import native
 from minifloat.kernels.fusion import Fusion
+from minifloat.kernels.interleave import weight_in_rows
 from minifloat.kernels.native.layer import Formats
 from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize, input_scale
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
 
-_WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? zero, Tensor? bias"
+_WEIGHT = "Tensor codes, Tensor scale, Tensor? outer, Tensor? zero, Tensor? bias, bool interleaved"
 _INPUT = "Tensor? input_scale, Tensor? input_zero, str spec"
 # The dtypes that the library reads and writes.
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -33,6 +34,7 @@ def _linear(
     outer: Tensor | None,
     zero: Tensor | None,
     bias: Tensor | None,
+    interleaved: bool,
     input_scale: Tensor | None,
     input_zero: Tensor | None,
     spec: str,
@@ -44,8 +46,20 @@ def _linear(
         static = None if input_scale is None else Scale(input_scale, None, input_zero)
         x, given = _prepared(x, layer, formats, static)
     wide = x if x.dtype in _DTYPES else x.float()
-    y = native.linear(formats, wide, given, codes, scale, outer, zero, _wide(bias))
+    weight = _readable(layer, codes, Scale(scale, outer, zero), interleaved)
+    y = native.linear(formats, wide, given, *weight, bias=_wide(bias))
     return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _readable(
+    layer: LayerSpec, codes: Tensor, scale: Scale, interleaved: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
+    """A weight in an order that there are kernels for: one interleaved elsewhere is copied."""
+    if interleaved and not native.reads_interleaved():
+        assert layer.weight is not None
+        codes, scale = weight_in_rows(codes, scale, layer.weight)
+        interleaved = False
+    return codes, *scale, interleaved
 
 
 def _linear_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
@@ -65,6 +79,7 @@ def _conv2d(
     outer: Tensor | None,
     zero: Tensor | None,
     bias: Tensor | None,
+    interleaved: bool,
     input_scale: Tensor | None,
     input_zero: Tensor | None,
     spec: str,
@@ -80,7 +95,8 @@ def _conv2d(
         x = fake_quantize(x.movedim(1, -1), layer.input, static).movedim(-1, 1)
         formats = _weight_only(spec)
     wide = x if x.dtype in _DTYPES else x.float()
-    y = native.conv2d(formats, wide, given, codes, scale, outer, zero, _wide(bias), geometry)
+    weight = _readable(layer, codes, Scale(scale, outer, zero), interleaved)
+    y = native.conv2d(formats, wide, given, *weight, bias=_wide(bias), geometry=geometry)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 

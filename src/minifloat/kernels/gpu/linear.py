@@ -11,6 +11,7 @@ from minifloat.kernels.gpu.device import device_of
 from minifloat.kernels.gpu.product import product
 from minifloat.kernels.gpu.recipe import recipe_of
 from minifloat.kernels.gpu.tile import tile_of
+from minifloat.kernels.interleave import weight_in_rows
 from minifloat.qtensor import fake_quantize
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec
@@ -25,12 +26,16 @@ def linear(
     outer: Tensor | None,
     zero: Tensor | None,
     bias: Tensor | None,
+    interleaved: bool,
     input_scale: Tensor | None,
     input_zero: Tensor | None,
     spec: str,
 ) -> Tensor:
     """x [..., in] times codes [out, packed]: [..., out], in the dtype of x; as `reference.linear`."""
-    layer = _read(spec)
+    layer, stored = _read(spec), Scale(scale, outer, zero)
+    if interleaved:  # which only a layer is that was moved without its knowledge
+        assert layer.weight is not None
+        codes, stored = weight_in_rows(codes, stored, layer.weight)
     recipe = recipe_of(layer, device_of(x.device)[0])
     static = None if input_scale is None else Scale(input_scale, None, input_zero)
     wide = (x if x.dtype in _DTYPES else x.float()).reshape(-1, x.shape[-1]).contiguous()
@@ -40,7 +45,7 @@ def linear(
         wide, x_scale = quantized(wide, layer.input, static)
     elif layer.input is not None:
         wide = fake_quantize(wide, layer.input, static)
-    y = multiplied(wide, x_scale, codes, Scale(scale, outer, zero), bias, layer, x.dtype)
+    y = multiplied(wide, x_scale, codes, stored, bias, layer, x.dtype)
     return y.reshape(*x.shape[:-1], codes.shape[0])
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minifloat.errors import unknown
+from minifloat.kernels.interleave import suits
 from minifloat.kernels.native import layer
 from minifloat.kernels.native.layer import Formats
 from minifloat.spec import LayerSpec
@@ -27,12 +28,12 @@ _SIGNATURES = {
     "mf_linear": [_pointer, _pointer, _int, _pointer, _long, *_WEIGHT]
     + [_pointer] * 2
     + [_long] * 3
-    + [_int] * 2,
+    + [_int] * 3,
     "mf_conv2d": [_pointer, _pointer, _int, _pointer, *_WEIGHT]
     + [_pointer] * 2
     + [_long] * 2
     + [_pointer]
-    + [_int] * 2,
+    + [_int] * 3,
 }
 
 
@@ -66,6 +67,16 @@ def level() -> int:
     return 0 if lib is None else int(lib.mf_level(LEVELS.index(asked)))
 
 
+def interleaves(spec: LayerSpec, shape: tuple[int, int]) -> bool:
+    """Whether the library prefers such a layer's rows side by side (`interleave.py`)."""
+    return reads_interleaved() and not refuses(spec) and suits(spec, shape)
+
+
+def reads_interleaved() -> bool:
+    """Whether there are kernels for rows side by side here."""
+    return library() is not None and level() >= LEVELS.index("avx512-vnni")
+
+
 def linear(
     formats: Formats,
     x: Tensor,
@@ -74,6 +85,7 @@ def linear(
     scales: Tensor,
     outer: Tensor | None,
     zeros: Tensor | None,
+    interleaved: bool,
     bias: Tensor | None,
 ) -> Tensor:
     """x [..., in] on its grid times packed codes [out, in]: [..., out].
@@ -83,6 +95,7 @@ def linear(
         x: fp32 or bf16; the result is of its dtype.
         given: fp32 scales of the activations [tokens or 1, groups], where they are not dynamic.
         codes, scales, outer, zeros: of the weight, as they are stored.
+        interleaved: codes, scales and zero points are as `interleave.py` puts them.
         bias: fp32 [out].
     """
     columns, rows = x.shape[-1], codes.shape[0]
@@ -104,6 +117,7 @@ def linear(
         tokens,
         rows,
         columns,
+        interleaved,
         level(),
         torch.get_num_threads(),
     )
@@ -120,13 +134,14 @@ def conv2d(
     scales: Tensor,
     outer: Tensor | None,
     zeros: Tensor | None,
+    interleaved: bool,
     bias: Tensor | None,
     geometry: Sequence[int],
 ) -> Tensor:
     """The same for x [images, in, height, width] and weights [out, in * kernel].
 
     Args:
-        formats, x, codes, scales, outer, zeros, bias: as in `linear`.
+        formats, x, codes, scales, outer, zeros, bias, interleaved: as in `linear`.
         given: one fp32 scale of the activations, or None where a window is a pixel.
         geometry: kernel, stride, padding and dilation, each along the height and the width.
     """
@@ -149,6 +164,7 @@ def conv2d(
         images,
         codes.shape[0],
         ctypes.addressof(window),
+        interleaved,
         level(),
         torch.get_num_threads(),
     )

@@ -44,26 +44,16 @@ static inline void row_scales(const call *k, int64_t row, float *out) {
     mf_row_scales(&k->w, row, whole ? k->w.how->unit : 1, out);
 }
 
+static inline void strip_scales(const call *k, int64_t row, float *out) {
+    const int whole = k->engine == BYTES || k->engine == WORDS;
+    mf_strip_scales(&k->w, row, whole ? k->w.how->unit : 1, out);
+}
+
 /* Minus the bias times the sum of some columns of a quantized row. */
 static inline int32_t start_of(const call *k, const float *columns, int64_t count) {
     int32_t sum = 0;
     for (int64_t i = 0; i < count; i++) sum += (int32_t)columns[i];
     return -k->w.how->bias * sum;
-}
-
-/* Sums of a token's columns over the groups of the weight, in the units of its product; `row` and `scales`
-   are `mf_prepare`'s. */
-static inline void group_sums(const call *k, const float *row, const float *scales, float *out) {
-    const int64_t group = group_columns(&k->w), input = input_group(&k->a);
-    const int own = k->engine != REALS && input_groups(&k->a) > 1;
-    for (int64_t g = 0; g < k->w.groups; g++) {
-        double sum = 0;
-        const int64_t end = least(g * group + group, k->w.columns);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = g * group; i < end; i++)
-            sum += own ? (double)row[i] * scales[i / input] : row[i];
-        out[g] = (float)sum;
-    }
 }
 
 int mf_few(const call *k);

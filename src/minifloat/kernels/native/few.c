@@ -29,6 +29,21 @@ typedef struct {
     int rows;
 } band;
 
+/* Sums of a token's columns over the groups of the weight, in the units of its product; `row` and `scales`
+   are `mf_prepare`'s. */
+static void group_sums(const call *k, const float *row, const float *scales, float *out) {
+    const int64_t group = group_columns(&k->w), input = input_group(&k->a);
+    const int own = k->engine != REALS && input_groups(&k->a) > 1;
+    for (int64_t g = 0; g < k->w.groups; g++) {
+        double sum = 0;
+        const int64_t end = least(g * group + group, k->w.columns);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = g * group; i < end; i++)
+            sum += own ? (double)row[i] * scales[i / input] : row[i];
+        out[g] = (float)sum;
+    }
+}
+
 /* Puts a token on its grid and into units [chunks][U][16]. */
 static void arrange(const plan *p, int64_t token, float *row) {
     const call *k = p->k;
@@ -74,8 +89,11 @@ static float share_of_zeros(const plan *p, int64_t token, const float *zeros) {
 static void band_scales(const plan *p, const band *b, float *scales) {
     const weights *w = &p->k->w;
     for (int r = 0; r < b->rows; r++, scales += p->line) {
+        float *zeros = scales + p->line / 2;
         row_scales(p->k, b->row + r * p->apart, scales);
-        if (w->zeros) mf_row_zeros(w, b->row + r * p->apart, scales, scales + p->line / 2);
+        if (!w->zeros) continue;
+        mf_row_zeros(w, b->row + r * p->apart, zeros);
+        for (int64_t g = 0; g < w->groups; g++) zeros[g] *= scales[g];
     }
 }
 

@@ -58,7 +58,8 @@ typedef struct {
     const void *scales, *outer;
     const uint8_t *zeros; /* zero points of the tiles, or NULL */
     int64_t rows, columns;
-    int64_t groups; /* of a row */
+    int64_t groups;  /* of a row */
+    int interleaved; /* dwords of 16 rows lie side by side, and so do scales and zero points of tiles */
 } weights;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -102,7 +103,7 @@ static inline int64_t group_columns(const weights *w) {
 
 static inline weights weights_of(const formats *how, const uint8_t *codes, const void *scales,
                                  const void *outer, const uint8_t *zeros, int64_t rows, int64_t columns) {
-    weights w = {how, codes, scales, outer, zeros, rows, columns, 0};
+    weights w = {how, codes, scales, outer, zeros, rows, columns, 0, 0};
     w.groups = ceil_div(columns, group_columns(&w));
     return w;
 }
@@ -110,7 +111,11 @@ static inline weights weights_of(const formats *how, const uint8_t *codes, const
 /* fp32 scales of all groups of a row times a factor, in `scales.c`. */
 void mf_row_scales(const weights *w, int64_t row, float factor, float *out);
 
-/* The zero points of a row's groups, less the middle, times their scales; `out` may be `scales`. */
-void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out);
+/* The zero points of a row's groups, less the middle. */
+void mf_row_zeros(const weights *w, int64_t row, float *out);
+
+/* The same for the 16 rows of a strip of interleaved weights: [groups][16]. */
+void mf_strip_scales(const weights *w, int64_t row, float factor, float *out);
+void mf_strip_zeros(const weights *w, int64_t row, float *out);
 
 #endif

@@ -35,12 +35,12 @@ static enum engine engine_of(const call *k, int few) {
     if (few && input_groups(&k->a) > 1) return REALS;
     if (integers && k->level >= VNNI) return BYTES;
     if (brains && k->level >= BF16) return BRAINS;
-    if (integers && k->level >= AVX2 && !few) return WORDS;
+    if (integers && k->level >= AVX2 && !few && !k->w.interleaved) return WORDS;
     return REALS;
 }
 
 static int run(call *k) {
-    const int few = k->a.tokens <= FEW;
+    const int few = k->a.tokens <= FEW && !k->w.interleaved;
     k->dwords = ceil_div(k->w.columns, 16 * dword_columns(k->w.how)) * 16;
     k->engine = engine_of(k, few);
     k->units = dword_columns(k->w.how) / unit_columns(k->engine);
@@ -51,13 +51,15 @@ static int run(call *k) {
    dwords of codes, or a whole row. */
 int mf_linear(const formats *how, const void *x, int kind, const float *given, int64_t given_stride,
               const uint8_t *codes, const void *scales, const void *outer, const uint8_t *zeros,
-              const float *bias, void *out, int64_t tokens, int64_t rows, int64_t columns, int level, int threads) {
+              const float *bias, void *out, int64_t tokens, int64_t rows, int64_t columns, int interleaved, int level,
+              int threads) {
     call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns),
               .a = {how, x, kind, given, given_stride, tokens, columns, NULL},
               .level = level,
               .threads = threads,
               .bias = bias,
               .out = out};
+    k.w.interleaved = interleaved;
     return run(&k);
 }
 
@@ -65,7 +67,7 @@ int mf_linear(const formats *how, const void *x, int kind, const float *given, i
    W [rows, channels, kernel, kernel]. All activations share the scale `given`, unless a window is a pixel. */
 int mf_conv2d(const formats *how, const void *x, int kind, const float *given, const uint8_t *codes,
               const void *scales, const void *outer, const uint8_t *zeros, const float *bias, void *out,
-              int64_t images, int64_t rows, const window *w, int level, int threads) {
+              int64_t images, int64_t rows, const window *w, int interleaved, int level, int threads) {
     const int64_t pixels = w->out[0] * w->out[1];
     const int64_t columns = w->channels * w->kernel[0] * w->kernel[1];
     call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns),
@@ -75,5 +77,6 @@ int mf_conv2d(const formats *how, const void *x, int kind, const float *given, c
               .bias = bias,
               .out = out,
               .pixels = pixels};
+    k.w.interleaved = interleaved;
     return run(&k);
 }

@@ -1,4 +1,5 @@
-/* Many tokens: blocks of tokens are prepared in tiles, and every panel of rows goes through them.
+/* Many tokens, or interleaved weights: blocks of tokens are prepared in tiles, and every panel of rows goes
+   through them.
 
    Columns are cut into segments that lie within a group of the weight, a group of the activations and a
    span that the cache holds. A segment's sum is scaled and added in fp32, in the order of the columns. */
@@ -7,12 +8,8 @@
 #include "panels.h"
 #include "windows.h"
 
-#define BLOCK 528 /* tokens that are prepared at once: a multiple of TOKENS */
-
-typedef struct {
-    int64_t unit, units; /* its place in a row */
-    int64_t group, input_group;
-} segment;
+#define BLOCK 528 /* tokens that are prepared at once: a multiple of every tile's */
+#define REACH 1024 /* columns of interleaved codes that are multiplied with all tiles in turn */
 
 /* What one call works with. */
 typedef struct {
@@ -23,27 +20,43 @@ typedef struct {
     int64_t stride;   /* units of a row */
     int64_t inputs;   /* groups of the activations */
     uint32_t *x;      /* units of tokens, see `unit_step` and `tile_step` */
-    int32_t *starts;  /* [tiles][segments][TOKENS] */
-    float *x_scales;  /* [tiles][inputs][TOKENS] */
-    float *x_sums;    /* [tokens][groups] for zero points */
+    int32_t *starts;  /* [tiles][segments][T], T the tokens of a tile */
+    float *x_scales;  /* [tiles][inputs][T] */
+    float *x_sums;    /* [tiles][segments][T] for zero points */
     int64_t room;     /* numbers of a thread's own memory */
     float *own;       /* [threads][room] */
     pixels pixels;    /* of a convolution, if its windows are taken from them */
 } plan;
 
-/* Units of a tile lie together, or of a whole block where neighbouring pixels are taken side by side. */
-static int64_t unit_step(const plan *p) { return p->pixels.numbers ? BLOCK : TOKENS; }
-static int64_t tile_step(const plan *p) { return p->pixels.numbers ? TOKENS : p->stride * TOKENS; }
+/* A panel of rows at work. */
+typedef struct {
+    int64_t row, rows;    /* the first, and how many */
+    const uint8_t *codes;
+    int64_t apart;        /* bytes from a strip to the next, where codes are interleaved */
+    uint32_t *expanded;   /* units of a span [units][PANEL], where they are expanded */
+    float *c;             /* [tokens][PANEL] sums */
+    float *scales, *zeros; /* [strips][groups][LANES] */
+    float *line;          /* [groups] */
+} panel;
 
-static int64_t span_units(const call *k) { return SPAN / dword_columns(k->w.how) * k->units; }
+/* Units of a tile lie together, or of a whole block where neighbouring pixels are taken side by side. */
+static int64_t unit_step(const plan *p) { return p->pixels.numbers ? BLOCK : p->kernel.tokens; }
+static int64_t tile_step(const plan *p) { return p->kernel.tokens * (p->pixels.numbers ? 1 : p->stride); }
+
+/* Columns that all tiles of a block go through in turn. */
+static int64_t span(const plan *p) { return p->kernel.expand ? SPAN : REACH; }
+static int64_t span_units(const plan *p) {
+    return span(p) / dword_columns(p->k->w.how) * p->k->units;
+}
 
 /* Fills the plan's segments, or counts them where it has no room yet. */
 static int64_t cut(const plan *p) {
     const call *k = p->k;
     const int64_t group = group_columns(&k->w), inputs = input_group(&k->a), P = dword_columns(k->w.how);
+    const int64_t reach = span(p);
     int64_t count = 0;
     for (int64_t start = 0, end; start < k->w.columns; start = end, count++) {
-        end = least(start / SPAN * SPAN + SPAN, k->w.columns);
+        end = least(start / reach * reach + reach, k->w.columns);
         end = least(end, start / group * group + group);
         end = least(end, start / inputs * inputs + inputs);
         if (p->segments)
@@ -53,30 +66,37 @@ static int64_t cut(const plan *p) {
     return count;
 }
 
+static float sum_of(const float *columns, int64_t count) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) sum += columns[i];
+    return (float)sum;
+}
+
 /* A token of a block on its grid and in its tile; `row` is a thread's own memory. */
 static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     const call *k = p->k;
-    const int64_t tile = token / TOKENS, at = token % TOKENS, P = dword_columns(k->w.how);
-    uint32_t *units = (uint32_t *)row + k->dwords * P, *x = p->x + tile * p->stride * TOKENS + at;
+    const int64_t T = p->kernel.tokens, tile = token / T, at = token % T, P = dword_columns(k->w.how);
+    uint32_t *units = (uint32_t *)row + k->dwords * P, *x = p->x + tile * p->stride * T + at;
     float *scales = row + 2 * k->dwords * P;
     mf_prepare(&k->a, first + token, k->engine, k->dwords, row, units, scales);
-    for (int64_t u = 0; u < p->stride; u++) x[u * TOKENS] = units[u];
-    for (int64_t g = 0; g < p->inputs; g++)
-        p->x_scales[(tile * p->inputs + g) * TOKENS + at] = scales[g];
-    if (k->w.zeros) group_sums(k, row, scales, p->x_sums + token * k->w.groups);
-    for (int64_t s = 0; k->engine == BYTES && s < p->count; s++) {
-        const int64_t begin = p->segments[s].unit / k->units * P, units_in = p->segments[s].units;
-        p->starts[(tile * p->count + s) * TOKENS + at] =
-            start_of(k, row + begin, units_in / k->units * P);
+    for (int64_t u = 0; u < p->stride; u++) x[u * T] = units[u];
+    for (int64_t g = 0; g < p->inputs; g++) p->x_scales[(tile * p->inputs + g) * T + at] = scales[g];
+    for (int64_t s = 0; s < p->count; s++) {
+        const int64_t to = (tile * p->count + s) * T + at, columns = p->segments[s].units / k->units * P;
+        const float *from = row + p->segments[s].unit / k->units * P;
+        if (k->engine == BYTES) p->starts[to] = start_of(k, from, columns);
+        if (k->w.zeros) p->x_sums[to] = sum_of(from, columns);
     }
 }
 
 static void start_segment(const plan *p, int64_t s, int64_t count) {
     const segment *at = p->segments + s;
+    const int64_t T = p->kernel.tokens;
     int32_t starts[BLOCK];
     mf_window_starts(p->x + at->unit * BLOCK, BLOCK, at->units, count, p->k->w.how->bias, starts);
     for (int64_t t = 0; t < count; t++)
-        p->starts[(t / TOKENS * p->count + s) * TOKENS + t % TOKENS] = starts[t];
+        p->starts[(t / T * p->count + s) * T + t % T] = starts[t];
 }
 
 static void prepare_windows(const plan *p, int64_t first, int64_t count) {
@@ -98,59 +118,52 @@ static void prepare(const plan *p, int64_t first, int64_t count) {
         prepare_windows(p, first, count);
         return;
     }
-#pragma omp parallel for num_threads(p->k->threads) schedule(static)
+#pragma omp parallel for num_threads(p->k->threads) schedule(static) if (count > 1)
     for (int64_t t = 0; t < count; t++) arrange(p, first, t, p->own + thread_number() * p->room);
 }
 
-/* All tiles of a block with the segments of one expanded span. */
-static void multiply(const plan *p, int64_t span, int64_t tokens, int64_t rows, const uint32_t *panel,
-                     const float *scales, float *c) {
-    const int64_t units = span_units(p->k), begin = span * units;
+/* All tiles of a block with the segments of one span of a panel. */
+static void multiply(const plan *p, int64_t number, int64_t tokens, const panel *at) {
+    const int64_t units = span_units(p), begin = number * units, T = p->kernel.tokens;
     int64_t from = 0, to;
     while (p->segments[from].unit < begin) from++;
     for (to = from; to < p->count && p->segments[to].unit < begin + units;) to++;
-    for (int64_t t = 0; t < tokens; t += TOKENS)
-        for (int64_t s = from; s < to; s++) {
-            const segment *at = p->segments + s;
-            const int64_t tile = t / TOKENS;
-            const tile_problem problem = {
-                panel + (at->unit - begin) * PANEL,
-                p->x + tile * tile_step(p) + at->unit * unit_step(p),
-                at->units,
-                unit_step(p),
-                rows,
-                p->starts + (tile * p->count + s) * TOKENS,
-                scales + at->group * PANEL,
-                p->k->engine == REALS || p->inputs == 1
-                    ? NULL
-                    : p->x_scales + (tile * p->inputs + at->input_group) * TOKENS,
-                c + t * PANEL};
-            p->kernel.multiply(&problem, (int)least(TOKENS, tokens - t));
-        }
-}
-
-/* Scales [groups][PANEL] of a panel, and zero points where there are any. */
-static void panel_scales(const plan *p, int64_t row, int64_t rows, float *scales, float *zeros,
-                         float *line) {
-    const int64_t groups = p->k->w.groups;
-    memset(scales, 0, (size_t)(groups * PANEL) * sizeof(float));
-    if (zeros) memset(zeros, 0, (size_t)(groups * PANEL) * sizeof(float));
-    for (int64_t r = 0; r < rows; r++) {
-        row_scales(p->k, row + r, line);
-        for (int64_t g = 0; g < groups; g++) scales[g * PANEL + r] = line[g];
-        if (!zeros) continue;
-        mf_row_zeros(&p->k->w, row + r, line, line);
-        for (int64_t g = 0; g < groups; g++) zeros[g * PANEL + r] = line[g];
+    for (int64_t t = 0; t < tokens; t += T) {
+        const int64_t tile = t / T;
+        const tile_problem problem = {
+            .how = p->k->w.how, .panel = at->expanded, .codes = at->codes, .apart = at->apart,
+            .rows = at->rows, .segments = p->segments + from, .count = to - from,
+            .x = p->x + tile * tile_step(p), .step = unit_step(p),
+            .starts = p->starts + (tile * p->count + from) * T,
+            .x_scales = p->k->engine == REALS || p->inputs == 1 ? NULL : p->x_scales + tile * p->inputs * T,
+            .x_sums = p->k->w.zeros ? p->x_sums + (tile * p->count + from) * T : NULL,
+            .tile = T, .scales = at->scales, .zeros = at->zeros, .room = p->k->w.groups * LANES,
+            .c = at->c + t * PANEL};
+        p->kernel.multiply(&problem, (int)least(T, tokens - t));
     }
 }
 
-/* Takes the zero points' share, which every column of a group has alike, from the sums. */
-static void take_zeros(const plan *p, int64_t tokens, const float *zeros, float *c) {
-    const int64_t groups = p->k->w.groups;
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t g = 0; g < groups; g++)
-            for (int64_t r = 0; r < PANEL; r++)
-                c[t * PANEL + r] -= zeros[g * PANEL + r] * p->x_sums[t * groups + g];
+/* Where the number of a row's group lies. */
+static int64_t place_of(const plan *p, int64_t row, int64_t group) {
+    return (row / LANES * p->k->w.groups + group) * LANES + row % LANES;
+}
+
+/* Scales of a panel, and zero points where there are any: [strips][groups][LANES]. */
+static void panel_scales(const plan *p, const panel *at) {
+    const weights *w = &p->k->w;
+    for (int64_t r = 0; w->interleaved && r < at->rows; r += LANES) {
+        strip_scales(p->k, at->row + r, at->scales + r * w->groups);
+        if (w->zeros) mf_strip_zeros(w, at->row + r, at->zeros + r * w->groups);
+    }
+    if (w->interleaved) return;
+    memset(at->scales, 0, (size_t)(w->groups * PANEL) * sizeof(float));
+    for (int64_t r = 0; r < at->rows; r++) {
+        row_scales(p->k, at->row + r, at->line);
+        for (int64_t g = 0; g < w->groups; g++) at->scales[place_of(p, r, g)] = at->line[g];
+        if (!w->zeros) continue;
+        mf_row_zeros(w, at->row + r, at->line);
+        for (int64_t g = 0; g < w->groups; g++) at->zeros[place_of(p, r, g)] = at->line[g];
+    }
 }
 
 /* Outputs that lie together in memory, in its kind. */
@@ -165,7 +178,7 @@ static void finish_tokens(const plan *p, int64_t first, int64_t tokens, int64_t 
                           const float *scales, const float *bias, const float *c) {
     float y[PANEL];
     for (int64_t t = 0; t < tokens; t++) {
-        for (int64_t r = 0; r < PANEL; r++) y[r] = c[t * PANEL + r] * scales[t] + bias[r];
+        for (int64_t r = 0; r < rows; r++) y[r] = c[t * PANEL + r] * scales[t] + bias[r];
         store(p->k, (first + t) * p->k->w.rows + row, rows, y);
     }
 }
@@ -197,10 +210,11 @@ static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, in
     (k->pixels ? finish_pixels : finish_tokens)(p, first, tokens, row, rows, scales, bias, c);
 }
 
-/* Floats of a thread's own memory: sums, a panel, scales, a line of them and zero points. */
+/* Floats of a thread's own memory: sums, an expanded panel, scales, zero points and a line of them. */
 static int64_t own_floats(const plan *p) {
-    const int each = p->k->w.zeros ? 2 * PANEL + 1 : PANEL + 1;
-    return BLOCK * PANEL + span_units(p->k) * PANEL + p->k->w.groups * each;
+    const int64_t tokens = least(BLOCK, ceil_div(p->k->a.tokens, TOKENS) * TOKENS);
+    const int64_t panel = p->kernel.expand ? span_units(p) * PANEL : 0;
+    return tokens * PANEL + panel + p->k->w.groups * (2 * PANEL + 1);
 }
 
 /* Ask for the codes of the next span or panel: rows are far apart, and no processor guesses the next one. */
@@ -215,34 +229,46 @@ static void fetch(const weights *w, int64_t row, int64_t rows, int64_t first, in
    that are not translated yet are dropped, so each row is read from first. */
 static void fetch_panel(const plan *p, int64_t row, int64_t bytes) {
     const weights *w = &p->k->w;
-    const int64_t next = row + p->k->threads * PANEL, rows = least(PANEL, w->rows - next);
+    const int64_t next = row + p->k->threads * p->kernel.rows, rows = least(p->kernel.rows, w->rows - next);
     for (int64_t r = next; r < next + rows; r++)
         (void)*(volatile const uint8_t *)(w->codes + r * row_bytes(w));
     fetch(w, next, rows, 0, bytes);
 }
 
-static void panel(const plan *p, int64_t first, int64_t tokens, int64_t row, float *own) {
+static void expand(const plan *p, int64_t number, const panel *at) {
     const weights *w = &p->k->w;
-    const int64_t rows = least(PANEL, w->rows - row), units = span_units(p->k), bytes = row_bytes(w);
-    float *c = own, *scales = own + (BLOCK + units) * PANEL;
-    uint32_t *expanded = (uint32_t *)own + BLOCK * PANEL;
-    float *line = scales + w->groups * PANEL, *zeros = w->zeros ? line + w->groups : NULL;
-    panel_scales(p, row, rows, scales, zeros, line);
-    memset(c, 0, (size_t)(tokens * PANEL) * sizeof(float));
-    for (int64_t span = 0; span * SPAN < w->columns; span++) {
-        const int64_t dword = span * SPAN / dword_columns(p->k->w.how);
-        const int64_t dwords = least(SPAN / dword_columns(p->k->w.how), p->k->dwords - dword);
-        const int64_t size = dword_bytes(w->how), at = size * dword;
-        p->kernel.expand(w->how, w->codes + row * bytes + at, bytes, bytes - at, rows,
-                         dwords, expanded);
-        if (at + size * dwords < bytes)
-            fetch(w, row, rows, at + size * dwords, size * dwords);
-        else
-            fetch_panel(p, row, size * dwords);
-        multiply(p, span, tokens, rows, expanded, scales, c);
+    const int64_t P = dword_columns(w->how), dword = number * SPAN / P, lanes = w->interleaved ? LANES : 1;
+    const int64_t dwords = least(SPAN / P, p->k->dwords - dword), bytes = lanes * row_bytes(w);
+    const int64_t size = lanes * dword_bytes(w->how), first = size * dword;
+    p->kernel.expand(w->how, at->codes + first, bytes, bytes - first, at->rows, dwords, at->expanded);
+    if (w->interleaved) return;
+    if (first + size * dwords < bytes)
+        fetch(w, at->row, at->rows, first + size * dwords, size * dwords);
+    else
+        fetch_panel(p, at->row, size * dwords);
+}
+
+static panel panel_of(const plan *p, int64_t row, int64_t tokens, float *own) {
+    const weights *w = &p->k->w;
+    panel at = {.row = row, .rows = least(p->kernel.rows, w->rows - row)};
+    at.codes = w->codes + row * row_bytes(w), at.apart = LANES * row_bytes(w);
+    at.expanded = (uint32_t *)own;
+    at.c = own + (p->kernel.expand ? span_units(p) * PANEL : 0);
+    at.scales = at.c + ceil_div(tokens, TOKENS) * TOKENS * PANEL;
+    at.zeros = at.scales + w->groups * PANEL;
+    at.line = at.zeros + w->groups * PANEL;
+    return at;
+}
+
+static void run_panel(const plan *p, int64_t first, int64_t tokens, int64_t row, float *own) {
+    const panel at = panel_of(p, row, tokens, own);
+    panel_scales(p, &at);
+    memset(at.c, 0, (size_t)(tokens * PANEL) * sizeof(float));
+    for (int64_t number = 0; number * span(p) < p->k->w.columns; number++) {
+        if (p->kernel.expand) expand(p, number, &at);
+        multiply(p, number, tokens, &at);
     }
-    if (w->zeros) take_zeros(p, tokens, zeros, c);
-    finish(p, first, tokens, row, rows, c);
+    finish(p, first, tokens, row, at.rows, at.c);
 }
 
 static void run(const plan *p) {
@@ -251,8 +277,8 @@ static void run(const plan *p) {
         const int64_t count = least(BLOCK, tokens - first);
         prepare(p, first, count);
 #pragma omp parallel for num_threads(p->k->threads) schedule(dynamic)
-        for (int64_t row = 0; row < rows; row += PANEL)
-            panel(p, first, count, row, p->own + thread_number() * p->room);
+        for (int64_t row = 0; row < rows; row += p->kernel.rows)
+            run_panel(p, first, count, row, p->own + thread_number() * p->room);
     }
 }
 
@@ -263,8 +289,15 @@ static int shares_pixels(const call *k) {
     return k->a.given && k->a.given_stride == 0 && input_groups(&k->a) == 1;
 }
 
+/* Codes whose look-up costs more than their product are expanded once for all tiles. */
+static panel_kernel kernel_of(const call *k) {
+    const int bits = k->w.how->bits, costly = bits != 4 && k->engine != BYTES && k->a.tokens > TOKENS;
+    if (k->w.interleaved && !costly) return mf_strip_kernel(k->engine, bits, k->a.tokens);
+    return mf_panel_kernel(k->engine, bits, k->level, k->w.interleaved);
+}
+
 int mf_many(const call *k) {
-    plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
+    plan p = {.k = k, .kernel = kernel_of(k)};
     if (shares_pixels(k)) {
         const enum outcome outcome =
             mf_pixels(&k->a, k->engine, k->dwords, k->units, k->threads, &p.pixels);
@@ -273,11 +306,11 @@ int mf_many(const call *k) {
     p.count = cut(&p), p.stride = k->dwords * k->units, p.inputs = input_groups(&k->a);
     p.room = lines(2 * k->dwords * dword_columns(k->w.how) + p.inputs), p.room += lines(own_floats(&p));
     const int64_t tokens =
-        p.pixels.numbers ? BLOCK : ceil_div(least(BLOCK, k->a.tokens), TOKENS) * TOKENS;
+        p.pixels.numbers ? BLOCK : ceil_div(least(BLOCK, k->a.tokens), p.kernel.tokens) * p.kernel.tokens;
     const int64_t own = k->threads * p.room, x = lines(tokens * p.stride);
     p.segments = malloc((size_t)p.count * sizeof(segment));
-    const int64_t groups = k->w.zeros ? k->w.groups : 0;
-    float *memory = room_for(own + x + tokens * (p.count + p.inputs + groups));
+    const int64_t sums = k->w.zeros ? p.count : 0;
+    float *memory = room_for(own + x + tokens * (p.count + p.inputs + sums));
     const int fits = p.segments && memory;
     if (fits) {
         p.own = memory;

@@ -4,6 +4,16 @@
 #include "expand.h"
 #include "panels.h"
 
+#define AT_ONCE 6 /* tokens of a tile: 24 registers of sums */
+
+static inline const uint32_t *panel_of(const tile_problem *p, const segment *at) {
+    return p->panel + (at->unit - p->segments->unit) * PANEL;
+}
+
+static inline const float *scales_of(const tile_problem *p, const segment *at, int strip) {
+    return p->scales + strip * p->room + at->group * LANES;
+}
+
 /* The unit of columns i, i + U, ... of a dword of codes, by arithmetic and tables in memory. */
 static uint32_t plain_unit(const formats *how, enum engine engine, uint32_t codes, int i) {
     const int bits = how->bits == 4 ? 4 : 8, half = 16 / bits; /* U of WORDS */
@@ -51,28 +61,46 @@ static void expand_reals(const formats *how, const uint8_t *codes, int64_t strid
 /* The readable twin of the tiles, in vectors of whatever the processor has; `tokens` is a constant. */
 typedef float lanes __attribute__((vector_size(32)));
 
-static inline __attribute__((always_inline)) void tile_reals_of(const tile_problem *p,
+static inline __attribute__((always_inline)) void tile_reals_of(const tile_problem *p, const segment *at,
                                                                 const int tokens) {
-    for (int q = 0; q < PANEL; q += 16) {
-        lanes s[TOKENS][2] = {0}, w[2];
-        for (int64_t u = 0; u < p->units; u++) {
-            memcpy(w, p->panel + u * PANEL + q, sizeof w);
+    const uint32_t *panel = panel_of(p, at), *x = p->x + at->unit * p->step;
+    for (int q = 0; q < PANEL; q += LANES) {
+        const float *scales = scales_of(p, at, q / LANES);
+        lanes s[AT_ONCE][2] = {0}, w[2];
+        for (int64_t u = 0; u < at->units; u++) {
+            memcpy(w, panel + u * PANEL + q, sizeof w);
             for (int n = 0; n < tokens; n++) {
-                const float x = float_of(p->x[u * p->step + n]);
-                s[n][0] += w[0] * x;
-                s[n][1] += w[1] * x;
+                const float one = float_of(x[u * p->step + n]);
+                s[n][0] += w[0] * one;
+                s[n][1] += w[1] * one;
             }
         }
         for (int n = 0; n < tokens; n++)
-            for (int r = 0; r < 16; r++)
-                p->c[n * PANEL + q + r] += s[n][r / 8][r % 8] * p->scales[q + r];
+            for (int r = 0; r < LANES; r++)
+                p->c[n * PANEL + q + r] += s[n][r / 8][r % 8] * scales[r];
+    }
+}
+
+/* Takes the share of the zero points, which every column has alike, from the sums of a segment. */
+static void take_zeros(const tile_problem *p, int64_t s, int tokens) {
+    const segment *at = p->segments + s;
+    for (int n = 0; n < tokens; n++) {
+        const float own = p->x_scales ? p->x_scales[at->input_group * p->tile + n] : 1;
+        const float sum = p->x_sums[s * p->tile + n] * own;
+        for (int r = 0; r < PANEL; r++) {
+            const int64_t group = r / LANES * p->room + at->group * LANES + r % LANES;
+            p->c[n * PANEL + r] -= p->zeros[group] * p->scales[group] * sum;
+        }
     }
 }
 
 static inline __attribute__((always_inline)) void tile_reals(const tile_problem *p, int tokens) {
-    switch (tokens) {
-    case TOKENS: tile_reals_of(p, TOKENS); break;
-    default: tile_reals_of(p, tokens);
+    for (int64_t s = 0; s < p->count; s++) {
+        switch (tokens) {
+        case AT_ONCE: tile_reals_of(p, p->segments + s, AT_ONCE); break;
+        default: tile_reals_of(p, p->segments + s, tokens);
+        }
+        if (p->x_sums) take_zeros(p, s, tokens);
     }
 }
 
@@ -107,7 +135,21 @@ static inline __attribute__((always_inline)) TARGET_AVX512 void transpose(__m512
     }
 }
 
-static TARGET_AVX512 void turn_avx512(const float *c, float *y) {
+TARGET_AVX512 void mf_take_zeros(const tile_problem *p, int64_t s, int tokens, int strips) {
+    const segment *at = p->segments + s;
+    for (int b = 0; b < strips; b++) {
+        const int64_t group = b * p->room + at->group * LANES;
+        const __m512 zeros = _mm512_loadu_ps(p->zeros + group), scales = _mm512_loadu_ps(p->scales + group);
+        float *c = p->c + b * LANES;
+        for (int n = 0; n < tokens; n++, c += PANEL) {
+            const float own = p->x_scales ? p->x_scales[at->input_group * p->tile + n] : 1;
+            const __m512 sum = _mm512_set1_ps(p->x_sums[s * p->tile + n] * own);
+            _mm512_storeu_ps(c, _mm512_fnmadd_ps(_mm512_mul_ps(zeros, scales), sum, _mm512_loadu_ps(c)));
+        }
+    }
+}
+
+TARGET_AVX512 void mf_turn_avx512(const float *c, float *y) {
     for (int q = 0; q < PANEL; q += 16) {
         __m512i r[16];
         UNROLL for (int t = 0; t < 16; t++) r[t] = _mm512_loadu_si512(c + t * PANEL + q);
@@ -134,6 +176,21 @@ static TARGET_AVX512 void turn_avx512(const float *c, float *y) {
                         _mm512_storeu_si512(panel + ((d + j) * U + i) * PANEL + row,              \
                                             NAME##_##BITS(r[j], i, &t));                          \
             }                                                                                     \
+    }                                                                                             \
+    static TARGET void spread_##NAME##_##BITS(const formats *how, const uint8_t *codes,           \
+                                              int64_t stride, int64_t left, int64_t rows,         \
+                                              int64_t dwords, uint32_t *panel) {                  \
+        const int64_t bytes = LANES * (BITS == 6 ? 3 : 4), count = least(dwords, left / bytes);   \
+        const tables t = tables_of(how, KIND, BITS);                                              \
+        for (int64_t row = 0; row < rows; row += LANES, codes += stride)                          \
+            for (int64_t d = 0; d < count; d++) {                                                 \
+                const uintptr_t next = (uintptr_t)(codes + d * bytes) + PANEL / LANES * (uintptr_t)stride;\
+                const __m512i r = load_codes(codes + d * bytes, bytes, BITS);                     \
+                _mm_prefetch((const char *)next, _MM_HINT_T1);                                    \
+                UNROLL for (int i = 0; i < U; i++)                                                \
+                    _mm512_storeu_si512(panel + (d * U + i) * PANEL + row,                        \
+                                        NAME##_##BITS(r, i, &t));                                 \
+            }                                                                                     \
     }
 
 PANELS(REALS, reals, 4, 8, TARGET_AVX512)
@@ -147,28 +204,33 @@ PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
 
 /* T tokens times Q registers of rows; panels of few rows are half empty. */
 #define TILE(KIND, T, Q, TARGET)                                                                  \
-    static TARGET void tile_##KIND##_##T##_##Q(const tile_problem *p) {                           \
-        const uint32_t *panel = p->panel, *x = p->x;                                              \
-        __m512i s[T][Q], w[Q];                                                                    \
+    static TARGET void tile_##KIND##_##T##_##Q(const tile_problem *p, int64_t s) {                \
+        const segment *at = p->segments + s;                                                      \
+        const uint32_t *panel = panel_of(p, at), *x = p->x + at->unit * p->step;                  \
+        __m512i sum[T][Q], w[Q];                                                                  \
         UNROLL for (int n = 0; n < T; n++)                                                        \
             UNROLL for (int q = 0; q < Q; q++)                                                    \
-                s[n][q] = KIND == BYTES ? _mm512_set1_epi32(p->starts[n]) : _mm512_setzero_si512();\
-        for (int64_t u = 0; u < p->units; u++, panel += PANEL, x += p->step) {                    \
-            UNROLL for (int q = 0; q < Q; q++) w[q] = _mm512_loadu_si512(panel + 16 * q);         \
+                sum[n][q] = KIND == BYTES ? _mm512_set1_epi32(p->starts[s * p->tile + n])         \
+                                          : _mm512_setzero_si512();                               \
+        for (int64_t u = 0; u < at->units; u++, panel += PANEL, x += p->step) {                   \
+            UNROLL for (int q = 0; q < Q; q++) w[q] = _mm512_loadu_si512(panel + LANES * q);      \
             UNROLL for (int n = 0; n < T; n++) {                                                  \
                 const __m512i one = _mm512_set1_epi32((int32_t)x[n]);                             \
-                UNROLL for (int q = 0; q < Q; q++) SUM_##KIND(s[n][q], w[q], one);                \
+                UNROLL for (int q = 0; q < Q; q++) SUM_##KIND(sum[n][q], w[q], one);              \
             }                                                                                     \
         }                                                                                         \
-        UNROLL for (int q = 0; q < Q; q++) {                                                      \
-            const __m512 scales = _mm512_loadu_ps(p->scales + 16 * q);                            \
+        const float *own = p->x_scales ? p->x_scales + at->input_group * p->tile : NULL;          \
+        float *c = p->c;                                                                          \
+        UNROLL for (int b = 0; b < Q; b++) {                                                      \
+            const __m512 scales = _mm512_loadu_ps(p->scales + b * p->room + at->group * LANES);   \
             UNROLL for (int n = 0; n < T; n++) {                                                  \
-                float *c = p->c + n * PANEL + 16 * q;                                             \
-                __m512 y = REAL_##KIND(s[n][q]);                                                  \
-                if (p->x_scales) y = _mm512_mul_ps(y, _mm512_set1_ps(p->x_scales[n]));            \
-                _mm512_storeu_ps(c, _mm512_fmadd_ps(y, scales, _mm512_loadu_ps(c)));              \
+                __m512 y = REAL_##KIND(sum[n][b]);                                                \
+                if (own) y = _mm512_mul_ps(y, _mm512_set1_ps(own[n]));                            \
+                y = _mm512_fmadd_ps(y, scales, _mm512_loadu_ps(c + n * PANEL + b * LANES));       \
+                _mm512_storeu_ps(c + n * PANEL + b * LANES, y);                                   \
             }                                                                                     \
         }                                                                                         \
+        if (p->x_sums) mf_take_zeros(p, s, T, Q);                                                 \
     }
 
 #define TILES_OF(KIND, Q, TARGET)                                                                 \
@@ -179,14 +241,10 @@ PANELS(BRAINS, brains, 8, 2, TARGET_BF16)
     TILE(KIND, 5, Q, TARGET)                                                                      \
     TILE(KIND, 6, Q, TARGET)                                                                      \
     static TARGET void tile_##KIND##_##Q(const tile_problem *p, int tokens) {                     \
-        switch (tokens) {                                                                         \
-        case 1: tile_##KIND##_1_##Q(p); break;                                                    \
-        case 2: tile_##KIND##_2_##Q(p); break;                                                    \
-        case 3: tile_##KIND##_3_##Q(p); break;                                                    \
-        case 4: tile_##KIND##_4_##Q(p); break;                                                    \
-        case 5: tile_##KIND##_5_##Q(p); break;                                                    \
-        default: tile_##KIND##_6_##Q(p);                                                          \
-        }                                                                                         \
+        static void (*const kernels[AT_ONCE])(const tile_problem *, int64_t) = {                  \
+            tile_##KIND##_1_##Q, tile_##KIND##_2_##Q, tile_##KIND##_3_##Q,                        \
+            tile_##KIND##_4_##Q, tile_##KIND##_5_##Q, tile_##KIND##_6_##Q};                       \
+        for (int64_t s = 0; s < p->count; s++) kernels[tokens - 1](p, s);                         \
     }
 
 #define TILES(KIND, TARGET)                                                                       \
@@ -211,56 +269,64 @@ static void expand_words(const formats *how, const uint8_t *codes, int64_t strid
 }
 
 static inline __attribute__((always_inline)) TARGET_AVX2 void tile_words_of(const tile_problem *p,
-                                                                            int q, const int tokens) {
-    __m256i s[TOKENS][2];
+                                                                            const segment *at, int q,
+                                                                            const int tokens) {
+    const float *own = p->x_scales ? p->x_scales + at->input_group * p->tile : NULL;
+    const uint32_t *units = panel_of(p, at) + LANES * q, *x = p->x + at->unit * p->step;
+    __m256i s[AT_ONCE][2];
     for (int n = 0; n < tokens; n++) s[n][0] = s[n][1] = _mm256_setzero_si256();
-    for (int64_t u = 0; u < p->units; u++) {
-        const __m256i *panel = (const __m256i *)(p->panel + u * PANEL + 16 * q);
+    for (int64_t u = 0; u < at->units; u++) {
+        const __m256i *panel = (const __m256i *)(units + u * PANEL);
         const __m256i w0 = _mm256_loadu_si256(panel), w1 = _mm256_loadu_si256(panel + 1);
         for (int n = 0; n < tokens; n++) {
-            const __m256i one = _mm256_set1_epi32((int32_t)p->x[u * p->step + n]);
+            const __m256i one = _mm256_set1_epi32((int32_t)x[u * p->step + n]);
             s[n][0] = _mm256_add_epi32(s[n][0], _mm256_madd_epi16(w0, one));
             s[n][1] = _mm256_add_epi32(s[n][1], _mm256_madd_epi16(w1, one));
         }
     }
     for (int n = 0; n < tokens; n++)
         for (int half = 0; half < 2; half++) {
-            float *c = p->c + n * PANEL + 16 * q + 8 * half;
-            const __m256 scales = _mm256_loadu_ps(p->scales + 16 * q + 8 * half);
+            float *c = p->c + n * PANEL + LANES * q + 8 * half;
+            const __m256 scales = _mm256_loadu_ps(scales_of(p, at, q) + 8 * half);
             __m256 y = _mm256_cvtepi32_ps(s[n][half]);
-            if (p->x_scales) y = _mm256_mul_ps(y, _mm256_set1_ps(p->x_scales[n]));
+            if (own) y = _mm256_mul_ps(y, _mm256_set1_ps(own[n]));
             _mm256_storeu_ps(c, _mm256_fmadd_ps(y, scales, _mm256_loadu_ps(c)));
         }
 }
 
 static TARGET_AVX2 void tile_words(const tile_problem *p, int tokens) {
-    for (int q = 0; q < PANEL / 16; q++) {
-        if (tokens == TOKENS)
-            tile_words_of(p, q, TOKENS);
-        else
-            tile_words_of(p, q, tokens);
+    for (int64_t s = 0; s < p->count; s++) {
+        for (int q = 0; q < PANEL / LANES; q++) {
+            if (tokens == AT_ONCE)
+                tile_words_of(p, p->segments + s, q, AT_ONCE);
+            else
+                tile_words_of(p, p->segments + s, q, tokens);
+        }
+        if (p->x_sums) take_zeros(p, s, tokens);
     }
 }
 #endif
 
-panel_kernel mf_panel_kernel(enum engine engine, int bits, int level) {
-    panel_kernel found = {expand_reals, tile_reals_plain, turn_plain};
+#ifdef MINIFLOAT_X86
+static expander expander_of(enum engine engine, int bits, int interleaved) {
+    static const expander all[3][3][2] = {
+        [REALS] = {{expand_reals_4, spread_reals_4}, {expand_reals_6, spread_reals_6}, {expand_reals_8, spread_reals_8}},
+        [BRAINS] = {{expand_brains_4, spread_brains_4}, {expand_brains_6, spread_brains_6}, {expand_brains_8, spread_brains_8}},
+        [BYTES] = {{expand_bytes_4, spread_bytes_4}, {NULL, NULL}, {expand_bytes_8, spread_bytes_8}}};
+    return all[engine][bits / 2 - 2][interleaved];
+}
+#endif
+
+panel_kernel mf_panel_kernel(enum engine engine, int bits, int level, int interleaved) {
+    panel_kernel found = {expand_reals, tile_reals_plain, turn_plain, PANEL, AT_ONCE};
 #ifdef MINIFLOAT_X86
     if (level >= AVX2) found.multiply = tile_reals_avx2;
+    if (level >= AVX512) found.turn = mf_turn_avx512;
     if (engine == WORDS) found.expand = expand_words, found.multiply = tile_words;
-    if (level >= AVX512 && engine == REALS)
-        found = (panel_kernel){bits == 4   ? expand_reals_4
-                               : bits == 6 ? expand_reals_6
-                                           : expand_reals_8,
-                               tile_REALS, turn_avx512};
-    if (engine == BYTES)
-        found = (panel_kernel){bits == 4 ? expand_bytes_4 : expand_bytes_8, tile_BYTES, turn_avx512};
-    if (engine == BRAINS)
-        found = (panel_kernel){bits == 4   ? expand_brains_4
-                               : bits == 6 ? expand_brains_6
-                                           : expand_brains_8,
-                               tile_BRAINS, turn_avx512};
+    if (engine == WORDS || (engine == REALS && level < AVX512)) return found;
+    found.expand = expander_of(engine, bits, interleaved);
+    found.multiply = engine == BYTES ? tile_BYTES : engine == BRAINS ? tile_BRAINS : tile_REALS;
 #endif
-    (void)engine, (void)bits, (void)level;
+    (void)engine, (void)bits, (void)level, (void)interleaved;
     return found;
 }

@@ -1,43 +1,69 @@
-/* Many tokens: panels of 64 rows are expanded into the cache and meet tiles of 6 tokens (`panels.c`). */
+/* Many tokens, and interleaved weights: panels of rows meet tiles of tokens. */
 
 #ifndef MINIFLOAT_PANELS_H
 #define MINIFLOAT_PANELS_H
 
 #include "tokens.h"
 
-#define PANEL 64 /* rows of a panel: four registers of sums for each token */
-#define TOKENS 6 /* tokens of a tile: 24 registers of sums */
+#define LANES 16  /* rows of a strip: a register of sums for each token */
+#define PANEL 64  /* rows of a panel, at most */
+#define TOKENS 12 /* tokens of a tile, at most */
 #define ACROSS 16 /* tokens whose sums are turned together, for results that lie row by row */
-#define SPAN 256 /* columns that are expanded at once: 16 KB of bytes */
+#define SPAN 256  /* columns that are expanded at once: 16 KB of bytes */
+
+/* Columns that share a scale of the weight and one of the activations. */
+typedef struct {
+    int64_t unit, units; /* its place in a row */
+    int64_t group, input_group;
+} segment;
+
+/* One tile: sums over the units of each segment, scaled and added to c [tokens][PANEL]. */
+typedef struct {
+    const formats *how;
+    const uint32_t *panel; /* expanded units [units][PANEL] from the first segment's on, or NULL */
+    const uint8_t *codes;  /* interleaved codes of the first strip */
+    int64_t apart;         /* bytes from a strip to the next */
+    int64_t rows;          /* of the panel that are there */
+    const segment *segments;
+    int64_t count;         /* of segments */
+    const uint32_t *x;     /* units of tokens, `step` apart */
+    int64_t step;
+    const int32_t *starts; /* [segments][tile] what integer sums start with */
+    const float *x_scales; /* [input groups][tile], or NULL: one for all columns, or values, see `many.c` */
+    const float *x_sums;   /* [segments][tile] of the columns, or NULL: there are no zero points */
+    int64_t tile;
+    const float *scales;   /* [strips][groups][LANES] */
+    const float *zeros;
+    int64_t room;          /* from a strip's scales to the next one's */
+    float *c;
+} tile_problem;
+
+typedef void (*tile_kernel)(const tile_problem *p, int tokens);
 
 /* Expands `dwords` dwords of up to PANEL rows of codes, the first at `codes`, `left` bytes before the end
    of its row, to units [dwords * U][PANEL]. */
 typedef void (*expander)(const formats *how, const uint8_t *codes, int64_t stride, int64_t left,
                          int64_t rows, int64_t dwords, uint32_t *panel);
 
-/* One tile: sums over units under one scale a row, scaled and added to c [tokens][PANEL]. */
-typedef struct {
-    const uint32_t *panel;  /* [units][PANEL] */
-    const uint32_t *x;      /* units, `step` apart, of TOKENS */
-    int64_t units, step;
-    int64_t rows;           /* of the panel that are there */
-    const int32_t *starts;  /* [TOKENS] what integer sums start with */
-    const float *scales;    /* [PANEL] */
-    const float *x_scales;  /* [TOKENS], or NULL: one for all columns, or values, see `many.c` */
-    float *c;
-} tile_problem;
-
-typedef void (*tile_kernel)(const tile_problem *p, int tokens);
-
 /* Sums c [ACROSS][PANEL] to y [PANEL][ACROSS]. */
 typedef void (*turner)(const float *c, float *y);
 
 typedef struct {
-    expander expand;
+    expander expand; /* NULL: tiles are multiplied with the codes */
     tile_kernel multiply;
     turner turn;
+    int rows, tokens; /* of a panel and of a tile */
 } panel_kernel;
 
-panel_kernel mf_panel_kernel(enum engine engine, int bits, int level);
+/* Both with AVX-512: `take_zeros` of panels.c for some strips; a turner. */
+void mf_take_zeros(const tile_problem *p, int64_t s, int tokens, int strips);
+
+void mf_turn_avx512(const float *c, float *y);
+
+/* Panels that are expanded into the cache, once for all tiles (`panels.c`). */
+panel_kernel mf_panel_kernel(enum engine engine, int bits, int level, int interleaved);
+
+/* Interleaved codes that are expanded in registers, once a tile (`strips.c`). */
+panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens);
 
 #endif

@@ -61,8 +61,44 @@ void mf_row_scales(const weights *w, int64_t row, float factor, float *out) {
     to_floats(w->scales, tile * w->groups, w->groups, how->scale_kind, how->scale_values, outer * factor, out);
 }
 
-void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out) {
-    const int64_t groups = w->groups;
-    const uint8_t *zeros = w->zeros + tile_row(w, row) * groups;
-    for (int64_t g = 0; g < groups; g++) out[g] = (float)(zeros[g] - w->how->middle) * scales[g];
+static void zeros_from(const weights *w, int64_t at, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = (float)(w->zeros[at + i] - w->how->middle);
+}
+
+void mf_row_zeros(const weights *w, int64_t row, float *out) {
+    zeros_from(w, tile_row(w, row) * w->groups, w->groups, out);
+}
+
+/* Scales of tiles that are not of one row: each row's are looked up. */
+static void spread_scales(const weights *w, int64_t row, float factor, float *out) {
+    const formats *how = w->how;
+    for (int64_t r = 0; r < 16; r++) {
+        const int64_t tile = tile_row(w, row + r);
+        float outer = 1;
+        if (how->outer_kind != NONE)
+            to_floats(w->outer, how->outer_by_row ? tile : 0, 1, how->outer_kind, NULL, 1, &outer);
+        for (int64_t g = 0; g < w->groups; g++)
+            to_floats(w->scales, tile * w->groups + g, 1, how->scale_kind, how->scale_values,
+                      outer * factor, out + g * 16 + r);
+    }
+}
+
+void mf_strip_scales(const weights *w, int64_t row, float factor, float *out) {
+    const formats *how = w->how;
+    const int64_t count = 16 * w->groups;
+    float outer[16] = {1};
+    if (how->tile_rows != 1) {
+        spread_scales(w, row, factor, out);
+        return;
+    }
+    const int each = how->outer_kind != NONE && how->outer_by_row;
+    if (how->outer_kind != NONE)
+        to_floats(w->outer, each ? row : 0, each ? 16 : 1, how->outer_kind, NULL, 1, outer);
+    to_floats(w->scales, row * w->groups, count, how->scale_kind, how->scale_values,
+              each ? factor : outer[0] * factor, out);
+    for (int64_t i = 0; each && i < count; i++) out[i] *= outer[i % 16];
+}
+
+void mf_strip_zeros(const weights *w, int64_t row, float *out) {
+    zeros_from(w, row * w->groups, 16 * w->groups, out);
 }

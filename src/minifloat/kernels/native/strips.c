@@ -1,0 +1,133 @@
+/* Interleaved codes: a dword of sixteen rows is expanded in registers and multiplied with every token of
+   a tile, so a few tokens take as long as reading the codes. Rows lie in the lanes, so a group's scales are
+   applied to whole registers and no sum is ever folded. */
+
+#include "expand.h"
+#include "panels.h"
+
+#ifdef MINIFLOAT_X86
+/* B strips times T tokens. Rows are too short for the processor to foresee what comes: the next strips' codes
+   are asked for into the second-level cache, which has room for more of them on the way than the first. */
+#define TILE(KIND, NAME, BITS, U, B, T, TARGET)                                                   \
+    static TARGET void NAME##_##BITS##_##B##_##T(const tile_problem *p) {                         \
+        const int64_t bytes = LANES * (BITS == 6 ? 3 : 4), step = p->step;                        \
+        const tables t = tables_of(p->how, KIND, BITS);                                           \
+        for (int64_t s = 0; s < p->count; s++) {                                                  \
+            const segment *at = p->segments + s;                                                  \
+            const uint8_t *codes = p->codes + at->unit / U * bytes;                               \
+            const uint8_t *end = codes + at->units / U * bytes;                                   \
+            const uint32_t *x = p->x + at->unit * step;                                           \
+            __m512i sum[T][B];                                                                    \
+            UNROLL for (int n = 0; n < T; n++)                                                    \
+                UNROLL for (int b = 0; b < B; b++)                                                \
+                    sum[n][b] = KIND == BYTES ? _mm512_set1_epi32(p->starts[s * p->tile + n])     \
+                                              : _mm512_setzero_si512();                           \
+            for (; codes < end; codes += bytes) {                                                 \
+                __m512i dwords[B], w[B];                                                          \
+                UNROLL for (int b = 0; b < B; b++) {                                              \
+                    const uintptr_t next = (uintptr_t)codes + (uintptr_t)((b + B) * p->apart);    \
+                    _mm_prefetch((const char *)next, _MM_HINT_T1);                                \
+                    dwords[b] = load_codes(codes + b * p->apart, bytes, BITS);                    \
+                }                                                                                 \
+                UNROLL for (int i = 0; i < U; i++, x += step) {                                   \
+                    UNROLL for (int b = 0; b < B; b++) w[b] = NAME##_##BITS(dwords[b], i, &t);    \
+                    UNROLL for (int n = 0; n < T; n++) {                                          \
+                        const __m512i one = _mm512_set1_epi32((int32_t)x[n]);                     \
+                        UNROLL for (int b = 0; b < B; b++) SUM_##KIND(sum[n][b], w[b], one);      \
+                    }                                                                             \
+                }                                                                                 \
+            }                                                                                     \
+            const float *own = p->x_scales ? p->x_scales + at->input_group * p->tile : NULL;      \
+            float *c = p->c;                                                                      \
+            UNROLL for (int b = 0; b < B; b++) {                                                  \
+                const __m512 scales = _mm512_loadu_ps(p->scales + b * p->room + at->group * LANES); \
+                UNROLL for (int n = 0; n < T; n++) {                                              \
+                    __m512 y = REAL_##KIND(sum[n][b]);                                            \
+                    if (own) y = _mm512_mul_ps(y, _mm512_set1_ps(own[n]));                        \
+                    y = _mm512_fmadd_ps(y, scales, _mm512_loadu_ps(c + n * PANEL + b * LANES));   \
+                    _mm512_storeu_ps(c + n * PANEL + b * LANES, y);                               \
+                }                                                                                 \
+            }                                                                                     \
+            if (p->x_sums) mf_take_zeros(p, s, T, B);                                             \
+        }                                                                                         \
+    }
+
+/* Up to 4 strips with few tokens, up to 2 with more: all sums stay in registers. A strip that is left over
+   goes twice through a kernel of two. */
+#define TILES(KIND, NAME, BITS, U, TARGET)                                                        \
+    TILE(KIND, NAME, BITS, U, 4, 1, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 4, 2, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 4, 4, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 4, 6, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 2, 1, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 2, 2, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 2, 4, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 2, 6, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 2, 8, TARGET)                                                       \
+    TILE(KIND, NAME, BITS, U, 2, 12, TARGET)                                                      \
+    static void strips_##NAME##_##BITS(const tile_problem *p, int tokens) {                       \
+        static void (*const kernels[2][6])(const tile_problem *) = {                              \
+            {NAME##_##BITS##_4_1, NAME##_##BITS##_4_2, NAME##_##BITS##_4_4, NAME##_##BITS##_4_6}, \
+            {NAME##_##BITS##_2_1, NAME##_##BITS##_2_2, NAME##_##BITS##_2_4, NAME##_##BITS##_2_6,  \
+             NAME##_##BITS##_2_8, NAME##_##BITS##_2_12}};                                         \
+        multiply(p, kernels[0][size_of(tokens)], kernels[1][size_of(tokens)]);                    \
+    }
+
+static const int sizes[] = {1, 2, 4, 6, 8, TOKENS};
+
+/* The smallest tile that holds so many tokens. */
+static int size_of(int tokens) {
+    int at = 0;
+    while (sizes[at] < tokens) at++;
+    return at;
+}
+
+typedef void (*kernel)(const tile_problem *p);
+
+static inline tile_problem from_strip(const tile_problem *p, int64_t strip) {
+    tile_problem some = *p;
+    some.codes += strip * p->apart, some.scales += strip * p->room, some.c += strip * LANES;
+    if (p->x_sums) some.zeros += strip * p->room;
+    return some;
+}
+
+static void multiply(const tile_problem *p, kernel four, kernel two) {
+    const int64_t strips = p->rows / LANES;
+    int64_t at = 0;
+    for (; four && at + 4 <= strips; at += 4) {
+        const tile_problem some = from_strip(p, at);
+        four(&some);
+    }
+    for (; at < strips; at += 2) {
+        tile_problem some = from_strip(p, at);
+        if (at + 1 == strips) some.apart = some.room = 0;
+        two(&some);
+    }
+}
+
+TILES(REALS, reals, 4, 8, TARGET_AVX512)
+TILES(REALS, reals, 6, 4, TARGET_AVX512)
+TILES(REALS, reals, 8, 4, TARGET_AVX512)
+TILES(BYTES, bytes, 4, 2, TARGET_VNNI)
+TILES(BYTES, bytes, 8, 1, TARGET_VNNI)
+TILES(BRAINS, brains, 4, 4, TARGET_BF16)
+TILES(BRAINS, brains, 6, 2, TARGET_BF16)
+TILES(BRAINS, brains, 8, 2, TARGET_BF16)
+#endif
+
+panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens) {
+    panel_kernel found = {NULL, NULL, NULL, 0, 0};
+#ifdef MINIFLOAT_X86
+    const int64_t tiles = ceil_div(tokens, TOKENS);
+    found.tokens = sizes[size_of((int)ceil_div(tokens, tiles))];
+    found.rows = found.tokens <= 6 ? PANEL : PANEL / 2;
+    found.turn = mf_turn_avx512;
+    if (engine == REALS)
+        found.multiply = bits == 4 ? strips_reals_4 : bits == 6 ? strips_reals_6 : strips_reals_8;
+    if (engine == BYTES) found.multiply = bits == 4 ? strips_bytes_4 : strips_bytes_8;
+    if (engine == BRAINS)
+        found.multiply = bits == 4 ? strips_brains_4 : bits == 6 ? strips_brains_6 : strips_brains_8;
+#endif
+    (void)engine, (void)bits, (void)tokens;
+    return found;
+}
