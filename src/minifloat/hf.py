@@ -12,10 +12,10 @@ from minifloat.embedding import tie
 from minifloat.errors import UserError
 from minifloat.export.native import QUANT_METHOD
 from minifloat.export.stored import stored_layers
-from minifloat.layers import interleave_layers
 from minifloat.models.experts import open_one
 from minifloat.models.split import split_layer
 from minifloat.plan import Plan
+from minifloat.siblings import make_ready
 from minifloat.substitute import packed_like
 
 # What `quantization_config` holds beside the method's name.
@@ -89,7 +89,7 @@ def register(auto: ModuleType) -> None:
             swap_in(model, self.quantization_config.fields)
 
         def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-            interleave_layers(model)
+            make_ready(model)
 
         def is_serializable(self) -> bool:
             return True

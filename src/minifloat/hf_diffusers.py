@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from minifloat.export.native import QUANT_METHOD
 from minifloat.hf import CONFIG_KEYS, swap_in
-from minifloat.layers import QLayer, interleave_layers
+from minifloat.layers import QLayer
+from minifloat.siblings import make_ready
 
 
 class _Name(StrEnum):  # diffusers asks for `.value`
@@ -50,7 +51,7 @@ def register(auto: ModuleType) -> None:
             swap_in(model, self.quantization_config.fields)
 
         def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-            interleave_layers(model)
+            make_ready(model)
 
         def check_if_quantized_param(
             self, model: nn.Module, value: Tensor, name: str, state: dict[str, Tensor], **_: Any

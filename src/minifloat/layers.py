@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +195,16 @@ class QLayer(nn.Module):
         return f"{self.shape[1]}, {self.shape[0]}, {self.spec.weight}{rank}"
 
 
+class Together(Protocol):
+    """Layers that are multiplied as one (`siblings.py`)."""
+
+    def output(self, layer: "QLinear", x: Tensor) -> Tensor | None:
+        """What a layer makes of x, or None if it has to see for itself."""
+
+    def part(self) -> None:
+        """Let every layer multiply alone from now on."""
+
+
 class QLinear(QLayer):
     """A linear layer; its weight is [out, in]."""
 
@@ -213,6 +223,14 @@ class QLinear(QLayer):
         shape = (out_features, in_features)
         super().__init__(shape, in_features, spec, bias=bias, rank=rank, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
+        self.siblings: Together | None = None
+        self.place = 0  # among them
+
+    def interleave(self, wanted: bool = True) -> None:
+        """As every layer's; one whose tensors change is on its own."""
+        if wanted != self.interleaved and self.siblings is not None:
+            self.siblings.part()
+        super().interleave(wanted)
 
     @staticmethod
     def pack(
@@ -234,6 +252,10 @@ class QLinear(QLayer):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.siblings is not None and self._held is None:
+            part = self.siblings.output(self, x)
+            if part is not None:
+                return part
         y: Tensor = self.kernel(x.device.type).run(x, self.packed())
         return y
 
@@ -265,13 +287,6 @@ class QConv2d(QLayer):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.kernel(x.device.type).run(x, self.packed(), self)
         return y
-
-
-def interleave_layers(model: nn.Module) -> None:
-    """`QLayer.interleave` for all packed layers of a model that is ready to run."""
-    for module in model.modules():
-        if isinstance(module, QLayer):
-            module.interleave()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from minifloat.calibrate.walk import Pass, Weights, Window, walk
 from minifloat.errors import UserError
 from minifloat.guard import refuse_void
 from minifloat.kernels.table import pick, why
-from minifloat.layers import QLayer, interleave_layers
+from minifloat.layers import QLayer
 from minifloat.memory import resident
 from minifloat.models.adapter import Adapter
 from minifloat.models.experts import closed_layers, fused_name, open_planned
@@ -27,6 +27,7 @@ from minifloat.models.kept import why_kept
 from minifloat.models.outside import outside_layers
 from minifloat.outside import quantize_outside, specs_outside
 from minifloat.plan import Plan
+from minifloat.siblings import make_ready
 from minifloat.spec import LayerSpec
 
 Progress = Callable[[Iterable[Window], int], Iterable[Window]]
@@ -117,7 +118,7 @@ def quantize(
         block_sqnr.append((window.name, window.block_sqnr))
         memory.append((window.name, resident() / 2**20))
     outcome |= quantize_outside(model, outside)
-    interleave_layers(model)
+    make_ready(model)
     ledger = _ledger(model, before, specs, outcome, apart or {})
     refuse_void(ledger, specs, unseen=unseen)
     return {
