@@ -2,7 +2,7 @@
 
 Code i of a row takes bits [i * bits, (i + 1) * bits) of the row's bit string, lowest bit first. At
 4 bits the even column is the low nibble, at 6 bits four codes fill three bytes: the order of
-compressed-tensors, ModelOpt and Humming. Kernels repack from here when they are picked.
+compressed-tensors, ModelOpt and Humming. What kernels read may lie otherwise (`kernels/interleave.py`).
 """
 
 import torch

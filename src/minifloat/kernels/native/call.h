@@ -49,13 +49,6 @@ static inline void strip_scales(const call *k, int64_t row, float *out) {
     mf_strip_scales(&k->w, row, whole ? k->w.how->unit : 1, out);
 }
 
-/* Minus the bias times the sum of some columns of a quantized row. */
-static inline int32_t start_of(const call *k, const float *columns, int64_t count) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += (int32_t)columns[i];
-    return -k->w.how->bias * sum;
-}
-
 int mf_few(const call *k);
 int mf_many(const call *k);
 

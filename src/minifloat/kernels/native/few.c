@@ -29,6 +29,13 @@ typedef struct {
     int rows;
 } band;
 
+/* Minus the bias times the sum of some columns of a quantized row. */
+static int32_t start_of(const call *k, const float *columns, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += (int32_t)columns[i];
+    return -k->w.how->bias * sum;
+}
+
 /* Sums of a token's columns over the groups of the weight, in the units of its product; `row` and `scales`
    are `mf_prepare`'s. */
 static void group_sums(const call *k, const float *row, const float *scales, float *out) {

@@ -6,7 +6,9 @@
    units of 4 bytes: four 8-bit integers, two bf16 or one fp32, so a dword expands to U units. Unit i
    of dword j holds the columns P j + i + c U: those that one shift and one table look-up give at once.
    Activations are laid out in the same units, so nothing is shuffled in an inner loop. Codes of 6 bits
-   are spread to bytes as they are loaded, four from three bytes, and are codes of 8 bits from there on. */
+   are spread to bytes as they are loaded, four from three bytes, and are codes of 8 bits from there on.
+
+   Interleaved weights store dword j of sixteen rows side by side, a strip, and its scales likewise. */
 
 #ifndef MINIFLOAT_LAYER_H
 #define MINIFLOAT_LAYER_H
@@ -102,8 +104,9 @@ static inline int64_t group_columns(const weights *w) {
 }
 
 static inline weights weights_of(const formats *how, const uint8_t *codes, const void *scales,
-                                 const void *outer, const uint8_t *zeros, int64_t rows, int64_t columns) {
-    weights w = {how, codes, scales, outer, zeros, rows, columns, 0, 0};
+                                 const void *outer, const uint8_t *zeros, int64_t rows, int64_t columns,
+                                 int interleaved) {
+    weights w = {how, codes, scales, outer, zeros, rows, columns, 0, interleaved};
     w.groups = ceil_div(columns, group_columns(&w));
     return w;
 }

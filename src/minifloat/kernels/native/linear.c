@@ -51,15 +51,14 @@ static int run(call *k) {
    dwords of codes, or a whole row. */
 int mf_linear(const formats *how, const void *x, int kind, const float *given, int64_t given_stride,
               const uint8_t *codes, const void *scales, const void *outer, const uint8_t *zeros,
-              const float *bias, void *out, int64_t tokens, int64_t rows, int64_t columns, int interleaved, int level,
-              int threads) {
-    call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns),
+              const float *bias, void *out, int64_t tokens, int64_t rows, int64_t columns,
+              int interleaved, int level, int threads) {
+    call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns, interleaved),
               .a = {how, x, kind, given, given_stride, tokens, columns, NULL},
               .level = level,
               .threads = threads,
               .bias = bias,
               .out = out};
-    k.w.interleaved = interleaved;
     return run(&k);
 }
 
@@ -70,13 +69,12 @@ int mf_conv2d(const formats *how, const void *x, int kind, const float *given, c
               int64_t images, int64_t rows, const window *w, int interleaved, int level, int threads) {
     const int64_t pixels = w->out[0] * w->out[1];
     const int64_t columns = w->channels * w->kernel[0] * w->kernel[1];
-    call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns),
+    call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns, interleaved),
               .a = {how, x, kind, given, 0, images * pixels, columns, w},
               .level = level,
               .threads = threads,
               .bias = bias,
               .out = out,
               .pixels = pixels};
-    k.w.interleaved = interleaved;
     return run(&k);
 }

@@ -66,13 +66,6 @@ static int64_t cut(const plan *p) {
     return count;
 }
 
-static float sum_of(const float *columns, int64_t count) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; i++) sum += columns[i];
-    return (float)sum;
-}
-
 /* A token of a block on its grid and in its tile; `row` is a thread's own memory. */
 static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     const call *k = p->k;
@@ -85,8 +78,9 @@ static void arrange(const plan *p, int64_t first, int64_t token, float *row) {
     for (int64_t s = 0; s < p->count; s++) {
         const int64_t to = (tile * p->count + s) * T + at, columns = p->segments[s].units / k->units * P;
         const float *from = row + p->segments[s].unit / k->units * P;
-        if (k->engine == BYTES) p->starts[to] = start_of(k, from, columns);
-        if (k->w.zeros) p->x_sums[to] = sum_of(from, columns);
+        const float sum = k->engine == BYTES || k->w.zeros ? mf_sum(from, columns) : 0;
+        if (k->engine == BYTES) p->starts[to] = -k->w.how->bias * (int32_t)sum;
+        if (k->w.zeros) p->x_sums[to] = sum;
     }
 }
 

@@ -310,8 +310,12 @@ static TARGET_AVX2 void tile_words(const tile_problem *p, int tokens) {
 #ifdef MINIFLOAT_X86
 static expander expander_of(enum engine engine, int bits, int interleaved) {
     static const expander all[3][3][2] = {
-        [REALS] = {{expand_reals_4, spread_reals_4}, {expand_reals_6, spread_reals_6}, {expand_reals_8, spread_reals_8}},
-        [BRAINS] = {{expand_brains_4, spread_brains_4}, {expand_brains_6, spread_brains_6}, {expand_brains_8, spread_brains_8}},
+        [REALS] = {{expand_reals_4, spread_reals_4},
+                   {expand_reals_6, spread_reals_6},
+                   {expand_reals_8, spread_reals_8}},
+        [BRAINS] = {{expand_brains_4, spread_brains_4},
+                    {expand_brains_6, spread_brains_6},
+                    {expand_brains_8, spread_brains_8}},
         [BYTES] = {{expand_bytes_4, spread_bytes_4}, {NULL, NULL}, {expand_bytes_8, spread_bytes_8}}};
     return all[engine][bits / 2 - 2][interleaved];
 }

@@ -215,3 +215,24 @@ void mf_narrow(const float *row, int64_t count, enum engine engine, void *out) {
 #endif
     narrow(row, count, engine, out);
 }
+
+static inline __attribute__((always_inline)) float sum_of(const float *columns, int64_t count) {
+    float lanes[16] = {0}, sum = 0;
+    int64_t at = 0;
+    for (; at + 16 <= count; at += 16)
+        for (int i = 0; i < 16; i++) lanes[i] += columns[at + i];
+    for (; at < count; at++) sum += columns[at];
+    for (int i = 0; i < 16; i++) sum += lanes[i];
+    return sum;
+}
+
+#ifdef MINIFLOAT_X86
+static TARGET_AVX512 float sum_avx512(const float *columns, int64_t count) { return sum_of(columns, count); }
+#endif
+
+float mf_sum(const float *columns, int64_t count) {
+#ifdef MINIFLOAT_X86
+    if (has_avx512()) return sum_avx512(columns, count);
+#endif
+    return sum_of(columns, count);
+}

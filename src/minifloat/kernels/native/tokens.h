@@ -54,6 +54,9 @@ int mf_put(const activations *a, enum engine engine, int64_t from, int64_t count
 /* Numbers in their order, in the width of an engine. */
 void mf_narrow(const float *row, int64_t count, enum engine engine, void *out);
 
+/* The sum of some columns: exact for whole numbers of 8 bits, as many as a span has. */
+float mf_sum(const float *columns, int64_t count);
+
 /* One token on its grid, in units [dwords][U] for weights of `how->bits` bits.
 
    `row` and `units` have room for the columns of all dwords; beyond the token's own they are zero. `row`
