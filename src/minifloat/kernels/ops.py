@@ -46,20 +46,20 @@ def _linear(
         static = None if input_scale is None else Scale(input_scale, None, input_zero)
         x, given = _prepared(x, layer, formats, static)
     wide = x if x.dtype in _DTYPES else x.float()
-    weight = _readable(layer, codes, Scale(scale, outer, zero), interleaved)
-    y = native.linear(formats, wide, given, *weight, bias=_wide(bias))
+    if unread := interleaved and not native.reads_interleaved():
+        codes, scale, outer, zero = _in_rows(layer, codes, scale, outer, zero)
+    weight = (codes, scale, outer, zero, interleaved and not unread, _wide(bias))
+    y = native.linear(formats, wide, given, *weight)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
-def _readable(
-    layer: LayerSpec, codes: Tensor, scale: Scale, interleaved: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
-    """A weight in an order that there are kernels for: one interleaved elsewhere is copied."""
-    if interleaved and not native.reads_interleaved():
-        assert layer.weight is not None
-        codes, scale = weight_in_rows(codes, scale, layer.weight)
-        interleaved = False
-    return codes, *scale, interleaved
+def _in_rows(
+    layer: LayerSpec, codes: Tensor, scale: Tensor, outer: Tensor | None, zero: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """An interleaved weight where there are no kernels for it: a copy, in every call."""
+    assert layer.weight is not None
+    codes, stored = weight_in_rows(codes, Scale(scale, outer, zero), layer.weight)
+    return codes, *stored
 
 
 def _linear_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
@@ -95,8 +95,10 @@ def _conv2d(
         x = fake_quantize(x.movedim(1, -1), layer.input, static).movedim(-1, 1)
         formats = _weight_only(spec)
     wide = x if x.dtype in _DTYPES else x.float()
-    weight = _readable(layer, codes, Scale(scale, outer, zero), interleaved)
-    y = native.conv2d(formats, wide, given, *weight, bias=_wide(bias), geometry=geometry)
+    if unread := interleaved and not native.reads_interleaved():
+        codes, scale, outer, zero = _in_rows(layer, codes, scale, outer, zero)
+    weight = (codes, scale, outer, zero, interleaved and not unread, _wide(bias))
+    y = native.conv2d(formats, wide, given, *weight, geometry)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 

@@ -20,6 +20,7 @@ from minifloat.kernels.native.layer import Formats
 from minifloat.spec import LayerSpec
 
 LEVELS = ("plain", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
+_SIDE_BY_SIDE = LEVELS.index("avx512-vnni")  # has kernels for interleaved rows
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _WEIGHT = [_pointer] * 4  # codes, scales, outer scales, zero points
@@ -74,7 +75,7 @@ def interleaves(spec: LayerSpec, shape: tuple[int, int]) -> bool:
 
 def reads_interleaved() -> bool:
     """Whether there are kernels for rows side by side here."""
-    return library() is not None and level() >= LEVELS.index("avx512-vnni")
+    return level() >= _SIDE_BY_SIDE
 
 
 def linear(
