@@ -32,6 +32,7 @@ def built() -> None:
         pytest.skip("no kernels for rows side by side: no C compiler at install time, or no VNNI")
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(st.integers(1, 5), st.integers(1, 9), st.sampled_from([1, 3, 4]), st.booleans())
 def test_it_is_a_permutation_and_has_an_inverse(
     strips: int, units: int, unit: int, long: bool
