@@ -8,6 +8,7 @@ Under `model.set_attn_implementation("minifloat")` the codes themselves go to at
 decodes them in registers (`attention_kv` in `kernels/table.py`); under any other, decoded tensors do.
 """
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,9 +57,9 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep [batch, heads, tokens, width], and return all that attention is to see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        encode = pick("states", self.spec, key_states.device.type).run
-        keys = self.keys.append(encode(key_states, self.spec.keys))
-        values = self.values.append(encode(value_states, self.spec.values))
+        put = pick("states", self.spec, key_states.device.type).run
+        keys = self.keys.append(key_states, self.spec.keys, put)
+        values = self.values.append(value_states, self.spec.values, put)
         latent = hasattr(self.config, "kv_lora_rank")  # keys are made of what is kept
         if self.config._attn_implementation == ATTENTION and not latent:
             return keys, values
@@ -165,14 +166,18 @@ def attention(
     if not isinstance(key, States) or not isinstance(value, States):
         assert isinstance(key, Tensor) and isinstance(value, Tensor)
         return _plain(module, query, key, value, attention_mask, scaling, others)
-    spec = CacheSpec(key.spec, value.spec)
     if query.shape[2] > 1 or not _hides_tokens(attention_mask):
         tensors = key.decoded(query.dtype), value.decoded(query.dtype)
         return _plain(module, query, *tensors, attention_mask, scaling, others)
     seen = None if attention_mask is None else attention_mask[:, 0, 0].expand(len(query), -1)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    row = pick("attention_kv", spec, query.device.type)
+    row = pick("attention_kv", _spec_of(key.spec, value.spec), query.device.type)
     return row.run(query, key, value, seen, scale).transpose(1, 2), None
+
+
+@cache
+def _spec_of(keys: QuantSpec, values: QuantSpec) -> CacheSpec:
+    return CacheSpec(keys, values)
 
 
 def _hides_tokens(mask: Tensor | None) -> bool:

@@ -69,11 +69,16 @@ def states(x: Tensor, spec: QuantSpec) -> States:
     return States(codes, Scale(scale, None, *zero), spec, x.shape[-1])
 
 
+def put_states(x: Tensor, room: States, first: int) -> None:
+    """As `reference.put_states`, to the bit; NaN and Inf become NaN in place of an error."""
+    room.write(first, states(x, room.spec))
+
+
 def attention_kv(
     query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """As `reference.attention_kv`, up to the order of sums, for one query; more of them go there."""
-    if query.shape[2] != 1:
+    """As `reference.attention_kv`, up to the order of sums; several queries and gradients go there."""
+    if query.shape[2] != 1 or _has_gradient(query):
         return reference.attention_kv(query, keys, values, mask, scaling)
     stored = [(part.codes, part.scale.stored, part.scale.zero) for part in (keys, values)]
     spec = _cache_name(keys.spec, values.spec)
@@ -93,4 +98,8 @@ def _check(given: int, wanted: int) -> None:
 
 
 def _runs(x: Tensor, layer: PackedLinear) -> bool:
-    return layer.held is None and not (x.requires_grad and torch.is_grad_enabled())
+    return layer.held is None and not _has_gradient(x)
+
+
+def _has_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()

@@ -15,7 +15,8 @@ import torch
 from minifloat.errors import UserError, unknown
 from minifloat.kernels import fast, fusion, native, reference
 from minifloat.kernels.gpu import recipe as gpu
-from minifloat.kernels.states import States
+from minifloat.kernels.native import attention as native_attention
+from minifloat.kernels.native import states as native_states
 from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 # What an op is asked to compute with.
@@ -45,8 +46,10 @@ KERNELS: tuple[Kernel, ...] = (
         "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation
     ),
     Kernel("quantize_activation", "reference", "*", fusion.refuses, fusion.quantize_activation),
-    Kernel("states", "triton", "cuda", gpu.refuses_states, fast.states),
-    Kernel("states", "reference", "*", lambda spec: "", States.of),
+    Kernel("states", "cpu", "cpu", native_states.refuses, native_states.put),
+    Kernel("states", "triton", "cuda", gpu.refuses_states, fast.put_states),
+    Kernel("states", "reference", "*", lambda spec: "", reference.put_states),
+    Kernel("attention_kv", "cpu", "cpu", native_attention.refuses, fast.attention_kv),
     Kernel("attention_kv", "triton", "cuda", gpu.refuses_cache, fast.attention_kv),
     Kernel("attention_kv", "reference", "*", lambda spec: "", reference.attention_kv),
 )
