@@ -45,10 +45,12 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, spec: CacheSpec, config: "PreTrainedConfig") -> None:
         super().__init__()
         self.spec, self.config = spec, config
+        self.latent = hasattr(config, "kv_lora_rank")  # keys are made of what is kept
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
+        self.put = pick("states", self.spec, self.device.type).run
         self.is_initialized = True
 
     def update(
@@ -57,11 +59,9 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep [batch, heads, tokens, width], and return all that attention is to see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        put = pick("states", self.spec, key_states.device.type).run
-        keys = self.keys.append(key_states, self.spec.keys, put)
-        values = self.values.append(value_states, self.spec.values, put)
-        latent = hasattr(self.config, "kv_lora_rank")  # keys are made of what is kept
-        if self.config._attn_implementation == ATTENTION and not latent:
+        keys = self.keys.append(key_states, self.spec.keys, self.put)
+        values = self.values.append(value_states, self.spec.values, self.put)
+        if not self.latent and self.config._attn_implementation == ATTENTION:
             return keys, values
         return keys.decoded(key_states.dtype), values.decoded(value_states.dtype)
 
