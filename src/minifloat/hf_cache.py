@@ -8,7 +8,6 @@ Under `model.set_attn_implementation("minifloat")` the codes themselves go to at
 decodes them in registers (`attention_kv` in `kernels/table.py`); under any other, decoded tensors do.
 """
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +26,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from minifloat.errors import UserError
-from minifloat.kernels.states import GrowingStates, States
-from minifloat.kernels.table import pick
+from minifloat.kernels.states import FixedStates, GrowingStates, States
+from minifloat.kernels.table import pick, pick_attention
 from minifloat.spec import CacheSpec, QuantSpec
 
 if TYPE_CHECKING:
@@ -42,9 +41,12 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_croppable = True
 
-    def __init__(self, spec: CacheSpec, config: "PreTrainedConfig") -> None:
+    def __init__(
+        self, spec: CacheSpec, config: "PreTrainedConfig", capacity: int | None = None
+    ) -> None:
         super().__init__()
-        self.spec, self.config = spec, config
+        self.spec, self.config, self.capacity = spec, config, capacity
+        self.is_compileable = capacity is not None
         self.latent = hasattr(config, "kv_lora_rank")  # keys are made of what is kept
         self.reset()
 
@@ -66,22 +68,25 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys.decoded(key_states.dtype), values.decoded(value_states.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.tokens + query_length, 0
+        return self.keys.visible(query_length), 0
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> int | Tensor:
         return self.keys.tokens
 
     def get_max_length(self) -> int:
-        return -1
+        return -1 if self.capacity is None else self.capacity
 
     def reset(self) -> None:
-        self.keys, self.values = GrowingStates(), GrowingStates()
+        self.keys, self.values = self._empty(), self._empty()
         self.is_initialized = False
+
+    def _empty(self) -> GrowingStates | FixedStates:
+        return GrowingStates() if self.capacity is None else FixedStates(self.capacity)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest tokens; the number is negative, as transformers has it."""
         for states in (self.keys, self.values):
-            states.crop(max(0, states.tokens - abs(tokens_to_remove)))
+            states.crop(max(0, int(states.tokens) - abs(tokens_to_remove)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for states in (self.keys, self.values):
@@ -112,6 +117,8 @@ class QuantizedCache(Cache):  # type: ignore[misc]
         keys: a `QuantSpec` or the name of one, for heads' features: tiles of (1, -1) or (1, features).
             The default is QoQ's: 4 bits with a zero point.
         values: the same for the values; that of the keys if None.
+        capacity: the most tokens that there will be. Their room is made at once and stays where it is,
+            so that the step of a token can be compiled; without it, room grows with the tokens.
 
     Raises:
         UserError: a spec that a cache cannot have, or layers that keep more than keys and values.
@@ -122,11 +129,12 @@ class QuantizedCache(Cache):  # type: ignore[misc]
         config: "PreTrainedConfig",
         keys: QuantSpec | str = "uint4-token",
         values: QuantSpec | str | None = None,
+        capacity: int | None = None,
     ) -> None:
         self.spec = CacheSpec(_spec(keys), _spec(keys if values is None else values))
         text = config.get_text_config(decoder=True)
         layers = DynamicCache(config=config).layers
-        super().__init__(layers=[_layer(layer, self.spec, text) for layer in layers])
+        super().__init__(layers=[_layer(layer, self.spec, text, capacity) for layer in layers])
 
     @property
     def nbytes(self) -> int:
@@ -138,9 +146,9 @@ def _spec(given: QuantSpec | str) -> QuantSpec:
     return QuantSpec.from_json(given) if isinstance(given, str) else given
 
 
-def _layer(layer: Any, spec: CacheSpec, config: "PreTrainedConfig") -> Any:
+def _layer(layer: Any, spec: CacheSpec, config: "PreTrainedConfig", capacity: int | None) -> Any:
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
-        return QuantizedLayer(spec, config)
+        return QuantizedLayer(spec, config, capacity)
     if type(layer) in (LinearAttentionLayer, DummyLayer):
         return layer
     raise UserError(f"a {type(layer).__name__} keeps more than keys and values; use its own cache")
@@ -171,13 +179,8 @@ def attention(
         return _plain(module, query, *tensors, attention_mask, scaling, others)
     seen = None if attention_mask is None else attention_mask[:, 0, 0].expand(len(query), -1)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    row = pick("attention_kv", _spec_of(key.spec, value.spec), query.device.type)
+    row = pick_attention(key.spec, value.spec, query.device.type)
     return row.run(query, key, value, seen, scale).transpose(1, 2), None
-
-
-@cache
-def _spec_of(keys: QuantSpec, values: QuantSpec) -> CacheSpec:
-    return CacheSpec(keys, values)
 
 
 def _hides_tokens(mask: Tensor | None) -> bool:

@@ -43,7 +43,7 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
     return _output(y.movedim(1, -1), layer.spec).movedim(-1, 1)
 
 
-def put_states(x: Tensor, room: States, first: int) -> None:
+def put_states(x: Tensor, room: States, first: int | Tensor) -> None:
     """Keys or values [batch, heads, tokens, width] as codes, in the place of some from the first on.
 
     Raises:

@@ -93,11 +93,17 @@ class States(NamedTuple):
         scale = Scale(stored.narrow(2, first, tokens), outer, zero)
         return States(self.codes.narrow(2, first, tokens), scale, self.spec, self.width)
 
-    def write(self, first: int, new: "States") -> None:
-        """Put new tokens into the place of some, from the first on."""
-        there = self.some(first, new.tokens)
-        for part, other in zip(there.tensors(), new.tensors(), strict=True):
-            part.copy_(other)
+    def write(self, first: int | Tensor, new: "States") -> None:
+        """Put new tokens into the place of some, from the first on; its number may be a tensor's."""
+        if isinstance(first, int):
+            for part, other in zip(
+                self.some(first, new.tokens).tensors(), new.tensors(), strict=True
+            ):
+                part.copy_(other)
+            return
+        places = first + torch.arange(new.tokens, device=first.device)
+        for part, other in zip(self.tensors(), new.tensors(), strict=True):
+            part.index_copy_(2, places, other)
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +112,7 @@ class States(NamedTuple):
 
 
 # Writes the codes of keys or values into the place of some tokens, from the first on.
-Put = Callable[[Tensor, States, int], None]
+Put = Callable[[Tensor, States, int | Tensor], None]
 
 
 class GrowingStates:
@@ -119,6 +125,10 @@ class GrowingStates:
     @property
     def tokens(self) -> int:
         return 0 if self.held is None else self.held.tokens
+
+    def visible(self, new: int) -> int:
+        """How many tokens attention gets with so many new ones."""
+        return self.tokens + new
 
     def append(self, x: Tensor, spec: QuantSpec, put: Put) -> States:
         """All states, with new keys or values [batch, heads, tokens, width] at their end."""
@@ -146,3 +156,41 @@ class GrowingStates:
             parts = [part.index_select(0, rows.to(part.device)) for part in self._room.tensors()]
             self._room = self._room.through(parts)
             self.held = self._room.some(0, tokens)
+
+
+class FixedStates:
+    """States of a fixed number of tokens, which never move: a compiled step can write to them.
+
+    Attention gets all of them, and a mask that hides those that are not there.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.held: States | None = None
+        self.capacity = capacity
+        self.tokens: int | Tensor = 0
+
+    def visible(self, new: int) -> int:
+        return self.capacity
+
+    def append(self, x: Tensor, spec: QuantSpec, put: Put) -> States:
+        """All states, with new keys or values [batch, heads, tokens, width] behind the others."""
+        if self.held is None:
+            self.held = States.empty(x, spec, self.capacity)
+            for part in self.held.tensors():
+                part.zero_()  # what is hidden must not be NaN
+            self.tokens = torch.zeros((), dtype=torch.int64, device=x.device)
+        assert isinstance(self.tokens, Tensor)
+        put(x, self.held, self.tokens)
+        self.tokens.add_(x.shape[2])
+        return self.held
+
+    def crop(self, tokens: int) -> None:
+        """Keep the first tokens only."""
+        if isinstance(self.tokens, Tensor):
+            self.tokens.fill_(tokens)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may be taken several times."""
+        if self.held is not None:
+            parts = [part.index_select(0, rows.to(part.device)) for part in self.held.tensors()]
+            self.held = self.held.through(parts)

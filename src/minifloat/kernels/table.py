@@ -46,7 +46,7 @@ KERNELS: tuple[Kernel, ...] = (
         "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation
     ),
     Kernel("quantize_activation", "reference", "*", fusion.refuses, fusion.quantize_activation),
-    Kernel("states", "cpu", "cpu", native_states.refuses, native_states.put),
+    Kernel("states", "cpu", "cpu", native_states.refuses, fast.put_states),
     Kernel("states", "triton", "cuda", gpu.refuses_states, fast.put_states),
     Kernel("states", "reference", "*", lambda spec: "", reference.put_states),
     Kernel("attention_kv", "cpu", "cpu", native_attention.refuses, fast.attention_kv),
@@ -61,6 +61,12 @@ def pick(op: str, spec: Spec, device: str) -> Kernel:
     return KERNELS[row]
 
 
+def pick_attention(keys: QuantSpec, values: QuantSpec, device: str) -> Kernel:
+    """The same for attention over keys and values; a compiler cannot make a `CacheSpec` of them."""
+    row: int = _pick_attention(keys, values, device)
+    return KERNELS[row]
+
+
 def why(op: str, spec: Spec, device: str) -> str:
     """Which faster rows this layer does without, and why; empty if there are none."""
     chosen = KERNELS.index(pick(op, spec, device))
@@ -72,6 +78,15 @@ def why(op: str, spec: Spec, device: str) -> str:
 def _pick(op: str, spec: Spec, device: str) -> int:
     """Its place in the table: a number, which a compiler can take as given without a look at why."""
     return _search(op, spec, device, os.environ.get("MINIFLOAT_KERNEL"))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _pick_attention(keys: QuantSpec, values: QuantSpec, device: str) -> int:
+    row: int = _pick("attention_kv", _cache_spec(keys, values), device)
+    return row
+
+
+_cache_spec = lru_cache(maxsize=1024)(CacheSpec)
 
 
 @lru_cache(maxsize=1024)
