@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minifloat.errors import UserError
 from minifloat.packing import pack, packed_width, unpack
 from minifloat.qtensor import QTensor, decode, encode
 from minifloat.scales import Scale
@@ -180,6 +181,9 @@ class FixedStates:
                 part.zero_()  # what is hidden must not be NaN
             self.tokens = torch.zeros((), dtype=torch.int64, device=x.device)
         assert isinstance(self.tokens, Tensor)
+        looks = x.device.type == "cpu" and not torch.compiler.is_compiling()  # else it would wait
+        if looks and int(self.tokens) + x.shape[2] > self.capacity:
+            raise UserError(f"the cache has room for {self.capacity} tokens; make it of more")
         put(x, self.held, self.tokens)
         self.tokens.add_(x.shape[2])
         return self.held
