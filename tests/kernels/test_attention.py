@@ -63,7 +63,7 @@ def on_gpu(q: Tensor, k: States, v: States, mask: Tensor | None, scaling: float)
 
     stored = [part for s in (k, v) for part in (s.codes, s.scale.stored, s.scale.zero)]
     given = [part if part is None else part.to(DEVICE) for part in (q, *stored, mask)]
-    name = fast._cache_name(k.spec, v.spec)
+    name = fast._spec_name(k.spec, v.spec)
     return attention.attention_kv(*given, scaling, v.width, name).to(q.device)  # type: ignore[arg-type]
 
 

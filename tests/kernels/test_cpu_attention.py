@@ -112,7 +112,7 @@ def test_several_queries_of_the_op_see_the_same_tokens(isa: str) -> None:
     q, k, v = stored((2, 6, 2, 140, 64), INT8_TOKEN)
     several = torch.cat([q, -q, q.flip(3)], 2)
     parts = [part for s in (k, v) for part in (s.codes, s.scale.stored, s.scale.zero)]
-    y = ops.attention_kv(several, *parts, None, 0.1, 64, fast._cache_name(k.spec, v.spec))
+    y = ops.attention_kv(several, *parts, None, 0.1, 64, fast._spec_name(k.spec, v.spec))
     assert_close(y, reference.attention_kv(several, k, v, None, 0.1))
 
 
@@ -207,7 +207,7 @@ def test_the_ops_are_what_torch_asks_of_ops(name: str) -> None:
     q, k, v = stored((1, 4, 2, 9, 64), SPECS[name])
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     parts = [part for s in (k, v) for part in (s.codes, s.scale.stored, s.scale.zero)]
-    operands = (q, *parts, None, 0.1, 64, fast._cache_name(k.spec, v.spec))
+    operands = (q, *parts, None, 0.1, 64, fast._spec_name(k.spec, v.spec))
     torch.library.opcheck(ops.attention_kv, operands, test_utils=checks)
     operands = (torch.randn(1, 2, 3, 64), fast._spec_name(SPECS[name]))
     torch.library.opcheck(ops.states, operands, test_utils=checks)

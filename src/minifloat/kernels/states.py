@@ -97,14 +97,13 @@ class States(NamedTuple):
     def write(self, first: int | Tensor, new: "States") -> None:
         """Put new tokens into the place of some, from the first on; its number may be a tensor's."""
         if isinstance(first, int):
-            for part, other in zip(
-                self.some(first, new.tokens).tensors(), new.tensors(), strict=True
-            ):
+            there = self.some(first, new.tokens).tensors()
+            for part, other in zip(there, new.tensors(), strict=True):
                 part.copy_(other)
-            return
-        places = first + torch.arange(new.tokens, device=first.device)
-        for part, other in zip(self.tensors(), new.tensors(), strict=True):
-            part.index_copy_(2, places, other)
+        else:
+            places = first + torch.arange(new.tokens, device=first.device)
+            for part, other in zip(self.tensors(), new.tensors(), strict=True):
+                part.index_copy_(2, places, other)
 
     @property
     def nbytes(self) -> int:

@@ -69,7 +69,8 @@ static int64_t scale_bytes(const formats *how) {
 
 /* Some tokens of a head, whose scales become fp32 in `room` numbers. The wide path reads 8-bit floats as
    fp16; the power of two that they then lack is the scales'. */
-static span span_of(const states *s, int64_t batch, int64_t head, int64_t first, int tokens, int level, float *room) {
+static span span_of(const states *s, int64_t batch, int64_t head, int64_t first, int tokens, int level,
+                    float *room) {
     const int64_t at = batch * s->scale_batch + head * s->scale_head + first * s->groups;
     const weights stored = {.how = s->how,
                             .scales = (const uint8_t *)s->scales + at * scale_bytes(s->how),
@@ -149,10 +150,10 @@ static void run(const plan *p, const void *query, int kind, float scaling, void 
 
 /* out [batch, heads * shared, v_width] = attention of query [batch, heads * shared, k_width], of the kind of
    both, over keys and values; `mask` [batch, tokens] says which tokens are seen, or is NULL. */
-int mf_attention(const formats *k_how, const formats *v_how, const void *query, int kind, const uint8_t *k_codes,
-                 const void *k_scales, const uint8_t *k_zeros, const uint8_t *v_codes, const void *v_scales,
-                 const uint8_t *v_zeros, const uint8_t *mask, void *out, const attention_sizes *n, float scaling,
-                 int level, int threads) {
+int mf_attention(const formats *k_how, const formats *v_how, const void *query, int kind,
+                 const uint8_t *k_codes, const void *k_scales, const uint8_t *k_zeros,
+                 const uint8_t *v_codes, const void *v_scales, const uint8_t *v_zeros, const uint8_t *mask,
+                 void *out, const attention_sizes *n, float scaling, int level, int threads) {
     plan p = {.keys = states_of(k_how, k_codes, k_scales, k_zeros, n->keys),
               .values = states_of(v_how, v_codes, v_scales, v_zeros, n->values),
               .batch = n->batch, .heads = n->heads, .shared = n->shared, .tokens = n->tokens,
@@ -164,7 +165,7 @@ int mf_attention(const formats *k_how, const formats *v_how, const void *query, 
     p.own_room = p.k_room + p.v_room + p.shared * SPAN;
     const int64_t rows = p.batch * p.heads * p.shared;
     const int64_t q = rows * p.keys.room, parts = p.spans * rows * p.values.room, own = threads * p.own_room;
-    const int64_t places = 16 * (p.keys.chunks + p.values.chunks), bases = 2 * (p.keys.chunks + p.values.chunks);
+    const int64_t chunks = p.keys.chunks + p.values.chunks, places = 16 * chunks, bases = 2 * chunks;
     float *memory = room_for(q + parts + own + places + bases + rows + 3 * p.spans * rows);
     if (!memory) return NO_MEMORY;
     p.q = memory;

@@ -74,24 +74,17 @@ def attention_kv(
     return y
 
 
-Stored = tuple[Tensor, Tensor, Tensor | None]
-
-
-def _lying(*of: Tensor | None) -> tuple[Stored, tuple[int, ...]]:
+def _lying(*of: Tensor | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
     """Codes, scales and zero points whose tokens follow each other, and how far it is from a batch
     and a head to the next: in bytes of codes, and in scales."""
     codes, scale, zero = of
     assert codes is not None and scale is not None
     at, groups = codes.stride(), scale.stride()
     follow = at[2:] == (codes.shape[3], 1) and groups[2:] == (scale.shape[3], 1)
-    if not follow or (zero is not None and zero.stride() != groups):
-        return _lying(
-            *(
-                part if part is None else part.clone(memory_format=torch.contiguous_format)
-                for part in of
-            )
-        )
-    return (codes, scale, zero), (*at[:2], *groups[:2])
+    if follow and (zero is None or zero.stride() == groups):
+        return of, (*at[:2], *groups[:2])
+    whole = torch.contiguous_format
+    return _lying(*(part if part is None else part.clone(memory_format=whole) for part in of))
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -61,7 +61,8 @@ typedef struct {
     float peak, weight, lift;
 } share;
 
-share mf_softmax(const span *keys, const span *values, const uint8_t *mask, float q_sum, float *p, int level);
+share mf_softmax(const span *keys, const span *values, const uint8_t *mask, float q_sum, float *p,
+                 int level);
 
 /* exp(x) for x <= 0 within 2 units of the last place; below the smallest normal number it is 0. */
 static inline __attribute__((always_inline)) float power_of_e(float x) {

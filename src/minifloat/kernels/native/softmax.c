@@ -1,9 +1,10 @@
-/* The softmax of a query over a span of tokens: one plain text, compiled for the plain and the wide processor. */
+/* The softmax of a query over a span of tokens, compiled from one text for plain and wide processors. */
 
 #include "cache.h"
 
 /* Products of codes become products of numbers. */
-static inline __attribute__((always_inline)) void scaled(const span *keys, const uint8_t *mask, float q_sum, float *p) {
+static inline __attribute__((always_inline)) void scaled(const span *keys, const uint8_t *mask,
+                                                         float q_sum, float *p) {
     if (one_scale(keys->of) && keys->zeros)
         for (int t = 0; t < keys->tokens; t++) p[t] = p[t] * keys->scales[t] - q_sum * keys->zeros[t];
     else if (one_scale(keys->of))
@@ -19,8 +20,8 @@ static inline __attribute__((always_inline)) float peak_of(const float *p, int t
     return peak;
 }
 
-static inline __attribute__((always_inline)) share softmax(const span *keys, const span *values, const uint8_t *mask,
-                                                           float q_sum, float *p) {
+static inline __attribute__((always_inline)) share softmax(const span *keys, const span *values,
+                                                           const uint8_t *mask, float q_sum, float *p) {
     scaled(keys, mask, q_sum, p);
     share all = {.peak = peak_of(p, keys->tokens)};
     const float level = all.peak == -INFINITY ? 0 : all.peak; /* none is seen, or all are NaN */
@@ -41,13 +42,14 @@ static inline __attribute__((always_inline)) share softmax(const span *keys, con
 }
 
 #ifdef MINIFLOAT_X86
-static TARGET_AVX512 share softmax_avx512(const span *keys, const span *values, const uint8_t *mask, float q_sum,
-                                          float *p) {
+static TARGET_AVX512 share softmax_avx512(const span *keys, const span *values, const uint8_t *mask,
+                                          float q_sum, float *p) {
     return softmax(keys, values, mask, q_sum, p);
 }
 #endif
 
-share mf_softmax(const span *keys, const span *values, const uint8_t *mask, float q_sum, float *p, int level) {
+share mf_softmax(const span *keys, const span *values, const uint8_t *mask, float q_sum, float *p,
+                 int level) {
 #ifdef MINIFLOAT_X86
     if (level >= AVX512) return softmax_avx512(keys, values, mask, q_sum, p);
 #endif

@@ -1,5 +1,5 @@
-/* Products of queries with packed keys, and weighted sums of packed values, a span of tokens at a time. A chunk
-   is decoded once in registers and meets up to four queries. */
+/* Products of queries with packed keys, and weighted sums of packed values, a span of tokens at a time. A
+   chunk is decoded once in registers and meets up to four queries. */
 
 #include "cache.h"
 #include "expand.h"
@@ -47,7 +47,7 @@ static void sums_plain(const span *values, const float *p, int queries, float *o
 
 #ifdef MINIFLOAT_X86
 #define INLINE static inline __attribute__((always_inline)) TARGET_AVX512
-#define WHOLE 4 /* tokens whose products are summed together */
+#define TOGETHER 4 /* tokens whose products are summed together */
 
 /* How a chunk becomes numbers. */
 enum code { NIBBLES, INTEGER_BYTES, FLOAT_BYTES };
@@ -111,14 +111,14 @@ INLINE void products(enum code code, int grouped, int H, const span *keys, const
     const states *of = keys->of;
     const tables_of_code tables = tables_for(of->how, code);
     const int U = code == NIBBLES ? 2 : 1;
-    for (int t = 0; t < keys->tokens; t += WHOLE) {
-        __m512 sum[TILE][WHOLE];
+    for (int t = 0; t < keys->tokens; t += TOGETHER) {
+        __m512 sum[TILE][TOGETHER];
         UNROLL for (int h = 0; h < H; h++)
-            UNROLL for (int i = 0; i < WHOLE; i++) sum[h][i] = _mm512_setzero_ps();
+            UNROLL for (int i = 0; i < TOGETHER; i++) sum[h][i] = _mm512_setzero_ps();
         for (int64_t c = 0; c < of->chunks; c++) {
             const __mmask16 some = bytes_of(of, c);
-            __m512 w[WHOLE][2];
-            UNROLL for (int i = 0; i < WHOLE; i++) {
+            __m512 w[TOGETHER][2];
+            UNROLL for (int i = 0; i < TOGETHER; i++) {
                 const int token = t + i < keys->tokens ? t + i : keys->tokens - 1;
                 numbers(keys->codes + token * of->bytes + 16 * c, some, code, &tables, w[i]);
                 if (grouped) scale_chunk(keys, c, token, U, w[i]);
@@ -126,7 +126,8 @@ INLINE void products(enum code code, int grouped, int H, const span *keys, const
             UNROLL for (int u = 0; u < U; u++)
                 UNROLL for (int h = 0; h < H; h++) {
                     const __m512 x = _mm512_loadu_ps(q + h * of->room + (c * U + u) * 16);
-                    UNROLL for (int i = 0; i < WHOLE; i++) sum[h][i] = _mm512_fmadd_ps(w[i][u], x, sum[h][i]);
+                    UNROLL for (int i = 0; i < TOGETHER; i++)
+                        sum[h][i] = _mm512_fmadd_ps(w[i][u], x, sum[h][i]);
                 }
         }
         UNROLL for (int h = 0; h < H; h++) _mm_storeu_ps(p + h * SPAN + t, sum_four(sum[h]));
@@ -134,8 +135,8 @@ INLINE void products(enum code code, int grouped, int H, const span *keys, const
 }
 
 /* The sums of C chunks from one on. */
-INLINE void sum_chunks(enum code code, int grouped, int H, int C, const span *values, int64_t chunk, const float *p,
-                       float *out) {
+INLINE void sum_chunks(enum code code, int grouped, int H, int C, const span *values, int64_t chunk,
+                       const float *p, float *out) {
     const states *of = values->of;
     const tables_of_code tables = tables_for(of->how, code);
     const int U = code == NIBBLES ? 2 : 1;
@@ -156,7 +157,8 @@ INLINE void sum_chunks(enum code code, int grouped, int H, int C, const span *va
         }
     }
     UNROLL for (int h = 0; h < H; h++)
-        UNROLL for (int i = 0; i < C * U; i++) _mm512_storeu_ps(out + h * of->room + (chunk * U + i) * 16, sum[h][i]);
+        UNROLL for (int i = 0; i < C * U; i++)
+            _mm512_storeu_ps(out + h * of->room + (chunk * U + i) * 16, sum[h][i]);
 }
 
 INLINE void sums(enum code code, int grouped, int H, const span *values, const float *p, float *out) {

@@ -27,6 +27,12 @@ typedef struct {
     int64_t code_batch, code_head, scale_batch, scale_head;
 } lying;
 
+typedef struct {
+    uint8_t *codes;
+    void *scales;
+    uint8_t *zeros; /* or NULL */
+} stored;
+
 /* Bits of a positive double. */
 static inline uint64_t bits_of_double(double x) {
     uint64_t bits;
@@ -43,8 +49,9 @@ static uint16_t half_of(float x) {
 /* Codes of positive numbers, by the additions of `grids.py` in double. */
 static int power_code(double x, const grid *g) {
     static const uint64_t carries[] = {1ull << 51, (1ull << 52) - 1, 0, 0};
-    const int64_t code = (int64_t)((bits_of_double(x) + carries[g->direction]) >> 52) - (1023 + g->scale_exponent);
-    const int64_t top = (int64_t)(bits_of_double(g->scale_max) >> 52) - (1023 + g->scale_exponent);
+    const int64_t first = 1023 + g->scale_exponent;
+    const int64_t code = (int64_t)((bits_of_double(x) + carries[g->direction]) >> 52) - first;
+    const int64_t top = (int64_t)(bits_of_double(g->scale_max) >> 52) - first;
     return (int)(code < 0 ? 0 : code > top ? top : code);
 }
 
@@ -103,8 +110,8 @@ static inline __attribute__((always_inline)) uint8_t code_of_float(float x, cons
 }
 
 /* Codes of a group, one a byte. */
-static inline __attribute__((always_inline)) void put(const grid *g, const float *x, int64_t count, float scale,
-                                                      float zero, uint8_t *codes) {
+static inline __attribute__((always_inline)) void put(const grid *g, const float *x, int64_t count,
+                                                      float scale, float zero, uint8_t *codes) {
     const int mask = (1 << g->bits) - 1;
     if (g->asymmetric)
         for (int64_t k = 0; k < count; k++) codes[k] = (uint8_t)(int)within(whole(x[k] / scale) + zero, g);
@@ -114,9 +121,9 @@ static inline __attribute__((always_inline)) void put(const grid *g, const float
         for (int64_t k = 0; k < count; k++) codes[k] = code_of_float(x[k] / scale, g);
 }
 
-/* One group: its scale and zero point at place `to`, and its codes. */
-static inline __attribute__((always_inline)) void quantize(const grid *g, const float *x, int64_t count, void *scales,
-                                                           uint8_t *zeros, int64_t to, uint8_t *codes) {
+/* One group: its codes, and its scale and zero point at place `to`. */
+static inline __attribute__((always_inline)) void quantize(const grid *g, const float *x, int64_t count,
+                                                           const stored *out, int64_t to, uint8_t *codes) {
     int32_t peak = 0;
     float low = 0, high = 0;
     for (int64_t k = 0; k < count; k++) {
@@ -125,70 +132,77 @@ static inline __attribute__((always_inline)) void quantize(const grid *g, const 
         low = x[k] < low ? x[k] : low;
         high = x[k] > high ? x[k] : high;
     }
-    if (zeros) zeros[to] = 0;
+    if (out->zeros) out->zeros[to] = 0;
     if (peak >= 0x7f800000) { /* NaN is above all numbers */
-        store_nan(g, scales, to);
+        store_nan(g, out->scales, to);
         memset(codes, 0, (size_t)count);
         return;
     }
     const float range = g->asymmetric ? high - low : float_of((uint32_t)peak);
-    const float scale = store_scale(g, range, scales, to);
+    const float scale = store_scale(g, range, out->scales, to);
     const float zero = g->asymmetric ? whole(within(-low / scale, g)) : 0;
-    if (zeros) zeros[to] = (uint8_t)zero;
+    if (out->zeros) out->zeros[to] = (uint8_t)zero;
     put(g, x, count, scale, zero, codes);
 }
 
-/* A token of a head: x [width], codes one a byte on the way in `room`. */
-static inline __attribute__((always_inline)) void token(const grid *g, const float *x, int64_t width, uint8_t *codes,
-                                                        void *scales, uint8_t *zeros, int64_t to, uint8_t *room) {
+/* A token of a head, x [width], with its codes at `codes` and its first scale at place `to`; 4-bit codes are
+   one a byte in `room` on the way. */
+static inline __attribute__((always_inline)) void token(const grid *g, const float *x, int64_t width,
+                                                        const stored *out, uint8_t *codes, int64_t to,
+                                                        uint8_t *room) {
     const int64_t group = g->group == -1 ? width : g->group;
-    uint8_t *out = g->bits == 8 ? codes : room;
+    uint8_t *each = g->bits == 8 ? codes : room;
     for (int64_t k = 0; k < width; k += group)
-        quantize(g, x + k, least(group, width - k), scales, zeros, to + k / group, out + k);
+        quantize(g, x + k, least(group, width - k), out, to + k / group, each + k);
     if (g->bits == 8) return;
     room[width] = 0; /* beside the last code of an odd number */
     for (int64_t k = 0; k < width; k += 2) codes[k / 2] = (uint8_t)(room[k] | room[k + 1] << 4);
 }
 
-#ifdef MINIFLOAT_X86
-static TARGET_AVX512 void token_avx512(const grid *g, const float *x, int64_t width, uint8_t *codes, void *scales,
-                                       uint8_t *zeros, int64_t to, uint8_t *room) {
-    token(g, x, width, codes, scales, zeros, to, room);
+static void token_plain(const grid *g, const float *x, int64_t width, const stored *out, uint8_t *codes,
+                        int64_t to, uint8_t *room) {
+    token(g, x, width, out, codes, to, room);
 }
+
+#ifdef MINIFLOAT_X86
+static TARGET_AVX512 void token_avx512(const grid *g, const float *x, int64_t width, const stored *out,
+                                       uint8_t *codes, int64_t to, uint8_t *room) {
+    token(g, x, width, out, codes, to, room);
+}
+#else
+#define token_avx512 token_plain
 #endif
 
-static void one(const grid *g, const float *x, int64_t width, uint8_t *codes, void *scales, uint8_t *zeros, int64_t to,
-                uint8_t *room, int level) {
-#ifdef MINIFLOAT_X86
-    if (level >= AVX512) {
-        token_avx512(g, x, width, codes, scales, zeros, to, room);
-        return;
+/* Token i of all heads; `row` has room for it as fp32, and for its codes behind. */
+static void write_token(const grid *g, const void *x, int kind, const stored *out, const lying *n, int64_t i,
+                        int level, float *row) {
+    const int64_t bytes = ceil_div(n->width * g->bits, 8);
+    const int64_t groups = g->group == -1 ? 1 : ceil_div(n->width, g->group);
+    const int64_t batch = i / n->tokens / n->heads, head = i / n->tokens % n->heads;
+    const int64_t t = n->first + i % n->tokens;
+    const int64_t to = batch * n->scale_batch + head * n->scale_head + t * groups;
+    const float *from = (const float *)x + i * n->width;
+    if (kind != FLOAT32) {
+        const uint16_t *brains = (const uint16_t *)x + i * n->width;
+        for (int64_t k = 0; k < n->width; k++) row[k] = float_of((uint32_t)brains[k] << 16);
+        from = row;
     }
-#endif
-    (void)level;
-    token(g, x, width, codes, scales, zeros, to, room);
+    uint8_t *codes = out->codes + batch * n->code_batch + head * n->code_head + t * bytes;
+    uint8_t *room = (uint8_t *)(row + lines(n->width));
+    (level >= AVX512 ? token_avx512 : token_plain)(g, from, n->width, out, codes, to, room);
 }
 
 /* x [batch, heads, tokens, width], of which a token of a head is whole, to codes, scales and zero points. */
-int mf_states(const grid *g, const void *x, int kind, uint8_t *codes, void *scales, uint8_t *zeros, const lying *n,
-              int level, int threads) {
-    const int64_t lines_of_x = n->batch * n->heads * n->tokens, own = lines(n->width) + lines(n->width / 4 + 1);
-    const int64_t bytes = ceil_div(n->width * g->bits, 8), groups = g->group == -1 ? 1 : ceil_div(n->width, g->group);
+int mf_states(const grid *g, const void *x, int kind, uint8_t *codes, void *scales, uint8_t *zeros,
+              const lying *n, int level, int threads) {
+    const stored out = {codes, scales, zeros};
+    const int64_t tokens = n->batch * n->heads * n->tokens;
+    const int64_t own = lines(n->width) + lines(n->width / 4 + 1);
     float *memory = room_for(threads * own);
     if (!memory) return NO_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < lines_of_x; i++) {
-        const int64_t t = n->first + i % n->tokens, head = i / n->tokens % n->heads, batch = i / n->tokens / n->heads;
-        float *row = memory + thread_number() * own;
-        const float *from = (const float *)x + i * n->width;
-        if (kind != FLOAT32) {
-            for (int64_t k = 0; k < n->width; k++)
-                row[k] = float_of((uint32_t)((const uint16_t *)x)[i * n->width + k] << 16);
-            from = row;
-        }
-        one(g, from, n->width, codes + batch * n->code_batch + head * n->code_head + t * bytes, scales, zeros,
-            batch * n->scale_batch + head * n->scale_head + t * groups, (uint8_t *)(row + lines(n->width)), level);
-    }
+    for (int64_t i = 0; i < tokens; i++)
+        write_token(g, x, kind, &out, n, i, level, memory + thread_number() * own);
     free(memory);
     return DONE;
 }
