@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ATTENTION = "minifloat"
+# New tokens, at most, that attend to codes: beyond them to decode the layer once is cheaper.
+FEW = 8
 
 
 class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -166,7 +168,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """The attention function "minifloat" of transformers: [batch, queries, heads, width].
 
-    Several queries, and tensors in place of codes, take torch's own attention.
+    A few queries take turns with the codes; more of them, and tensors in place of codes, take torch's
+    own attention, for which a layer is decoded.
     """
     extra = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if extra:
@@ -174,18 +177,22 @@ def attention(
     if not isinstance(key, States) or not isinstance(value, States):
         assert isinstance(key, Tensor) and isinstance(value, Tensor)
         return _plain(module, query, key, value, attention_mask, scaling, others)
-    if query.shape[2] > 1 or not _hides_tokens(attention_mask):
+    queries = query.shape[2]
+    if queries > FEW or not _hides_tokens(attention_mask, queries):
         tensors = key.decoded(query.dtype), value.decoded(query.dtype)
         return _plain(module, query, *tensors, attention_mask, scaling, others)
-    seen = None if attention_mask is None else attention_mask[:, 0, 0].expand(len(query), -1)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     row = pick_attention(key.spec, value.spec, query.device.type)
-    return row.run(query, key, value, seen, scale).transpose(1, 2), None
+    found = []
+    for i in range(queries):
+        seen = None if attention_mask is None else attention_mask[:, 0, i].expand(len(query), -1)
+        found.append(row.run(query[:, :, i : i + 1], key, value, seen, scale))
+    return (torch.cat(found, 2) if queries > 1 else found[0]).transpose(1, 2), None
 
 
-def _hides_tokens(mask: Tensor | None) -> bool:
-    """Whether a mask is none, or says which tokens all heads see."""
-    return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
+def _hides_tokens(mask: Tensor | None, queries: int) -> bool:
+    """Whether a mask says which tokens all heads see; without one, a single query sees all."""
+    return queries == 1 if mask is None else mask.dtype == torch.bool and mask.shape[1] == 1
 
 
 def _plain(
