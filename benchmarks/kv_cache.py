@@ -1,14 +1,13 @@
 """What a KV cache in few bits costs a language model, and how many bytes it takes.
 
-    python -m benchmarks.kv_cache --model PATH [--evaluate 4096] [--smooth 0.5] [--decode]
+    python -m benchmarks.kv_cache --model PATH [--evaluate 4096] [--smooth 0.5]
 
 Held-out text in windows; attention sees what the cache keeps, so that a forward pass over a window has
 the perplexity of generation. KL divergence and top-1 agreement are with the model in full precision and
-its usual cache. `--decode` also times generation on this machine, against transformers' own cache.
+its usual cache. `benchmarks.kv_decode` times generation.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +90,6 @@ def quality(
     return rows
 
 
-def milliseconds(model: Any, prompt: Tensor, cache: Any, tokens: int = 16) -> float:
-    """Of one new token after a prompt, the median."""
-    found = []
-    with torch.inference_mode():
-        model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for _ in range(tokens):
-            started = time.thread_time()
-            model(prompt[:, -1:], past_key_values=cache, use_cache=True)
-            found.append(1e3 * (time.thread_time() - started))
-    return sorted(found)[tokens // 2]
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| cache | bytes a token | perplexity | KL divergence | top-1 agreement |",
@@ -122,7 +109,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--smooth", type=float, default=0, help="alpha of SmoothAttention")
     parser.add_argument("--caches", nargs="*", default=list(CACHES), choices=CACHES)
-    parser.add_argument("--decode", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model, tokenizer = load_model(args.model, dtype="float32")
@@ -130,13 +116,6 @@ def main() -> None:
     if args.smooth:
         text = read_tokens(tokenizer, None, default="calibration")[: 4 * args.length]
         smooth_attention(model, text.view(4, -1), args.smooth)
-    if args.decode:
-        for length in (128, 1024):
-            prompt = tokens[None, :length]
-            plain = milliseconds(model, prompt, DynamicCache(config=model.config))
-            ours = milliseconds(model, prompt, QuantizedCache(model.config))
-            print(f"a token after {length}: {plain:.1f} ms, KV4 {ours:.1f} ms")
-        return
     rows = quality(model, tokens, args.length, args.caches)
     finish(rows, table(rows), ["torch", "transformers"], args.json)
 

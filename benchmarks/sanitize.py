@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/kernels/test_cpu.py", "tests/kernels/test_conv.py"]
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("cpu", "conv", "cpu_attention")]
 FLAGS = {
     "address": ["-fsanitize=address"],
     "undefined": ["-fsanitize=undefined"],

@@ -26,14 +26,16 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from minifloat.errors import UserError
-from minifloat.kernels.states import GrowingStates, States
-from minifloat.kernels.table import pick
+from minifloat.kernels.states import FixedStates, GrowingStates, States
+from minifloat.kernels.table import pick, pick_attention
 from minifloat.spec import CacheSpec, QuantSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ATTENTION = "minifloat"
+# New tokens, at most, that attend to codes: beyond them to decode the layer once is cheaper.
+FEW = 8
 
 
 class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -41,13 +43,18 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_croppable = True
 
-    def __init__(self, spec: CacheSpec, config: "PreTrainedConfig") -> None:
+    def __init__(
+        self, spec: CacheSpec, config: "PreTrainedConfig", capacity: int | None = None
+    ) -> None:
         super().__init__()
-        self.spec, self.config = spec, config
+        self.spec, self.config, self.capacity = spec, config, capacity
+        self.is_compileable = capacity is not None
+        self.latent = hasattr(config, "kv_lora_rank")  # keys are made of what is kept
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
+        self.put = pick("states", self.spec, self.device.type).run
         self.is_initialized = True
 
     def update(
@@ -56,31 +63,32 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep [batch, heads, tokens, width], and return all that attention is to see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        encode = pick("states", self.spec, key_states.device.type).run
-        keys = self.keys.append(encode(key_states, self.spec.keys))
-        values = self.values.append(encode(value_states, self.spec.values))
-        latent = hasattr(self.config, "kv_lora_rank")  # keys are made of what is kept
-        if self.config._attn_implementation == ATTENTION and not latent:
+        keys = self.keys.append(key_states, self.spec.keys, self.put)
+        values = self.values.append(value_states, self.spec.values, self.put)
+        if not self.latent and self.config._attn_implementation == ATTENTION:
             return keys, values
         return keys.decoded(key_states.dtype), values.decoded(value_states.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.tokens + query_length, 0
+        return self.keys.visible(query_length), 0
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> int | Tensor:
         return self.keys.tokens
 
     def get_max_length(self) -> int:
-        return -1
+        return -1 if self.capacity is None else self.capacity
 
     def reset(self) -> None:
-        self.keys, self.values = GrowingStates(), GrowingStates()
+        self.keys, self.values = self._empty(), self._empty()
         self.is_initialized = False
+
+    def _empty(self) -> GrowingStates | FixedStates:
+        return GrowingStates() if self.capacity is None else FixedStates(self.capacity)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest tokens; the number is negative, as transformers has it."""
         for states in (self.keys, self.values):
-            states.crop(max(0, states.tokens - abs(tokens_to_remove)))
+            states.crop(max(0, int(states.tokens) - abs(tokens_to_remove)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for states in (self.keys, self.values):
@@ -111,6 +119,8 @@ class QuantizedCache(Cache):  # type: ignore[misc]
         keys: a `QuantSpec` or the name of one, for heads' features: tiles of (1, -1) or (1, features).
             The default is QoQ's: 4 bits with a zero point.
         values: the same for the values; that of the keys if None.
+        capacity: the most tokens that there will be. Their room is made at once and stays where it is,
+            so that the step of a token can be compiled; without it, room grows with the tokens.
 
     Raises:
         UserError: a spec that a cache cannot have, or layers that keep more than keys and values.
@@ -121,11 +131,12 @@ class QuantizedCache(Cache):  # type: ignore[misc]
         config: "PreTrainedConfig",
         keys: QuantSpec | str = "uint4-token",
         values: QuantSpec | str | None = None,
+        capacity: int | None = None,
     ) -> None:
         self.spec = CacheSpec(_spec(keys), _spec(keys if values is None else values))
         text = config.get_text_config(decoder=True)
         layers = DynamicCache(config=config).layers
-        super().__init__(layers=[_layer(layer, self.spec, text) for layer in layers])
+        super().__init__(layers=[_layer(layer, self.spec, text, capacity) for layer in layers])
 
     @property
     def nbytes(self) -> int:
@@ -137,9 +148,9 @@ def _spec(given: QuantSpec | str) -> QuantSpec:
     return QuantSpec.from_json(given) if isinstance(given, str) else given
 
 
-def _layer(layer: Any, spec: CacheSpec, config: "PreTrainedConfig") -> Any:
+def _layer(layer: Any, spec: CacheSpec, config: "PreTrainedConfig", capacity: int | None) -> Any:
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
-        return QuantizedLayer(spec, config)
+        return QuantizedLayer(spec, config, capacity)
     if type(layer) in (LinearAttentionLayer, DummyLayer):
         return layer
     raise UserError(f"a {type(layer).__name__} keeps more than keys and values; use its own cache")
@@ -157,7 +168,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """The attention function "minifloat" of transformers: [batch, queries, heads, width].
 
-    Several queries, and tensors in place of codes, take torch's own attention.
+    A few queries take turns with the codes; more of them, and tensors in place of codes, take torch's
+    own attention, for which a layer is decoded.
     """
     extra = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if extra:
@@ -165,19 +177,23 @@ def attention(
     if not isinstance(key, States) or not isinstance(value, States):
         assert isinstance(key, Tensor) and isinstance(value, Tensor)
         return _plain(module, query, key, value, attention_mask, scaling, others)
-    spec = CacheSpec(key.spec, value.spec)
-    if query.shape[2] > 1 or not _hides_tokens(attention_mask):
+    queries = query.shape[2]
+    row = pick_attention(key.spec, value.spec, query.device.type)
+    most = 1 if row.name == "reference" else FEW  # the reference decodes at every call
+    if queries > most or not _hides_tokens(attention_mask, queries):
         tensors = key.decoded(query.dtype), value.decoded(query.dtype)
         return _plain(module, query, *tensors, attention_mask, scaling, others)
-    seen = None if attention_mask is None else attention_mask[:, 0, 0].expand(len(query), -1)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    row = pick("attention_kv", spec, query.device.type)
-    return row.run(query, key, value, seen, scale).transpose(1, 2), None
+    found = []
+    for i in range(queries):
+        seen = None if attention_mask is None else attention_mask[:, 0, i].expand(len(query), -1)
+        found.append(row.run(query[:, :, i : i + 1], key, value, seen, scale))
+    return (torch.cat(found, 2) if queries > 1 else found[0]).transpose(1, 2), None
 
 
-def _hides_tokens(mask: Tensor | None) -> bool:
-    """Whether a mask is none, or says which tokens all heads see."""
-    return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
+def _hides_tokens(mask: Tensor | None, queries: int) -> bool:
+    """Whether a mask says which tokens all heads see; without one, a single query sees all."""
+    return queries == 1 if mask is None else mask.dtype == torch.bool and mask.shape[1] == 1
 
 
 def _plain(

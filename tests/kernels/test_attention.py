@@ -63,7 +63,7 @@ def on_gpu(q: Tensor, k: States, v: States, mask: Tensor | None, scaling: float)
 
     stored = [part for s in (k, v) for part in (s.codes, s.scale.stored, s.scale.zero)]
     given = [part if part is None else part.to(DEVICE) for part in (q, *stored, mask)]
-    name = fast._cache_name(k.spec, v.spec)
+    name = fast._spec_name(k.spec, v.spec)
     return attention.attention_kv(*given, scaling, v.width, name).to(q.device)  # type: ignore[arg-type]
 
 
@@ -130,10 +130,11 @@ def test_what_is_kept_does_not_depend_on_how_tokens_came(name: str) -> None:
     """At once, token by token, or in pieces: the same bits, and no row knows of the others."""
     _, keys, _ = states((2, 4, 2, 150, 40))
     whole = States.of(keys, SPECS[name])
+    put = pick("states", CacheSpec(SPECS[name], SPECS[name]), "cpu").run
     for sizes in ([1] * 150, [100, 1, 49], [150]):
         growing = GrowingStates()
         for piece in keys.split(sizes, 2):
-            held = growing.append(States.of(piece, SPECS[name]))
+            held = growing.append(piece, SPECS[name], put)
         for part, other in zip(held.tensors(), whole.tensors(), strict=True):
             assert torch.equal(part, other)
 
@@ -150,8 +151,9 @@ def test_bytes_are_what_the_spec_says(name: str) -> None:
 def test_room_is_made_an_eighth_at_a_time() -> None:
     growing = GrowingStates()
     for _ in range(100):
-        held = growing.append(States.of(torch.randn(1, 1, 10, 16), INT8_TOKEN))
-    room = sum(part.numel() * part.element_size() for part in growing._room)
+        held = growing.append(torch.randn(1, 1, 10, 16), INT8_TOKEN, reference.put_states)
+    assert growing._room is not None
+    room = sum(part.numel() * part.element_size() for part in growing._room.tensors())
     assert held.nbytes == 1000 * (16 + 4)
     assert room <= 1.15 * held.nbytes
 
@@ -193,10 +195,10 @@ def test_what_is_not_written_on_the_gpu_is_said() -> None:
 def test_states_are_cropped_and_chosen() -> None:
     _, keys, _ = states((3, 2, 2, 20, 16))
     growing = GrowingStates()
-    growing.append(States.of(keys, UINT4_TOKEN))
+    growing.append(keys, UINT4_TOKEN, reference.put_states)
     growing.select(torch.tensor([2, 0, 0]))
     growing.crop(5)
-    again = growing.append(States.of(keys[:, :, 7:9], UINT4_TOKEN))
+    again = growing.append(keys[:, :, 7:9], UINT4_TOKEN, reference.put_states)
     expected = torch.cat([keys[[2, 0, 0]][:, :, :5], keys[:, :, 7:9]], 2)
     assert torch.equal(again.decoded(torch.float32), fake_quantize(expected, UINT4_TOKEN))
 

@@ -86,17 +86,6 @@ def built() -> None:
         pytest.skip("minifloat was installed without a C compiler, so there is no fast row to test")
 
 
-@pytest.fixture(params=native.LEVELS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every instruction set that this processor has."""
-    lib, wanted = native.library(), native.LEVELS.index(request.param)
-    assert lib is not None
-    if lib.mf_level(wanted) != wanted:
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setattr(native, "level", lambda: wanted)
-    return str(request.param)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_weight_equals_the_reference(isa: str, shape: tuple[int, int, int]) -> None:
     for weight in WEIGHTS.values():

@@ -9,6 +9,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from minifloat import QuantizedCache
 from minifloat.errors import UserError
+from minifloat.kernels import native
+from minifloat.kernels.states import States
 from minifloat.layers import QLinear
 from minifloat.qtensor import encode, fake_quantize
 from minifloat.spec import FP4_G128, FP8_TOKEN, INT8_TOKEN, UINT4_TOKEN, LayerSpec, QuantSpec
@@ -76,6 +78,41 @@ def test_batches_beams_and_look_ups_generate_what_the_oracle_does() -> None:
         assert torch.equal(looked_up, plain)
 
 
+def test_a_fixed_capacity_keeps_the_same_and_its_step_is_compiled_whole() -> None:
+    model: Any = build("Llama")
+    model.set_attn_implementation("minifloat")
+    text = torch.cat([PROMPT, PROMPT.flip(1)], 1)
+    sizes = [11, 6, 1, 1, 1, 1, 1]
+    expected = logits(model, text, QuantizedCache(model.config), sizes)
+    cache = QuantizedCache(model.config, capacity=30)
+    assert cache.is_compileable
+    pieces = [logits(model, text[:, :17], cache, sizes[:2])]
+    torch._dynamo.reset()
+    step = torch.compile(model, fullgraph=True, backend="aot_eager")
+    pieces.append(logits(step, text[:, 17:], cache, sizes[2:]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-5, atol=1e-6)
+    assert int(cache.get_seq_length()) == 22
+    cache.crop(-5)
+    again = logits(model, text[:, 17:], cache, [5])
+    torch.testing.assert_close(again, expected[:, 17:], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="room for 30 tokens"):
+        logits(model, text, cache, [22])
+
+
+def test_generate_takes_a_fixed_capacity() -> None:
+    """With left padding, and much more room than tokens."""
+    model: Any = build("Llama")
+    model.set_attn_implementation("minifloat")
+    tokens = torch.cat([PROMPT, PROMPT.flip(1)])
+    tokens[1, :4] = 0
+    given = {"attention_mask": (tokens != 0).long(), "max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(tokens, past_key_values=QuantizedCache(model.config), **given)
+    for capacity in (17, 400):
+        cache = QuantizedCache(model.config, capacity=capacity)
+        assert torch.equal(model.generate(tokens, past_key_values=cache, **given), expected)
+
+
 def test_a_packed_model_generates_with_it_and_holds_few_bytes() -> None:
     model: Any = build("Llama")
     for path, module in list(model.model.named_modules()):
@@ -91,6 +128,33 @@ def test_a_packed_model_generates_with_it_and_holds_few_bytes() -> None:
     assert cache.nbytes == tokens * 2 * 2 * ((4 + 2 + 1) + (8 + 4))
     cache.reset()
     assert cache.nbytes == cache.get_seq_length() == 0
+
+
+def test_a_few_tokens_attend_to_codes_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each would alone; a prompt that comes at once decodes the layer."""
+    if native.library() is None:
+        pytest.skip("minifloat was installed without a C compiler, and the reference decodes")
+    model: Any = build("Llama")
+    model.set_attn_implementation("minifloat")
+    decoded = []
+    whole = States.decoded
+    monkeypatch.setattr(
+        States, "decoded", lambda self, dtype: decoded.append(self.tokens) or whole(self, dtype)
+    )
+    mask = torch.tensor([[0, 0] + [1] * 9, [1] * 11])
+    tokens = torch.cat([PROMPT, PROMPT.flip(1)])
+    found = []
+    for sizes in ([3, 8], [3] + [1] * 8):
+        cache, seen = QuantizedCache(model.config, INT8_TOKEN), 0
+        for piece in tokens.split(sizes, 1):
+            seen += piece.shape[1]
+            with torch.no_grad():
+                last = model(piece, past_key_values=cache, attention_mask=mask[:, :seen])
+        found.append(last.logits[:, -1])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert not decoded
+    logits(model, PROMPT, QuantizedCache(model.config), [11])
+    assert set(decoded) == {11}
 
 
 def test_layers_without_keys_keep_their_states() -> None:

@@ -4,7 +4,6 @@ For few tokens, as in generation, time is memory traffic, and packed weights are
 of fp32's. For many, arithmetic rules, and codes are multiplied in few bits where that is exact.
 """
 
-import json
 import math
 from functools import cache
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from minifloat.errors import UserError
 from minifloat.kernels import ops, reference
 from minifloat.kernels.fusion import Fusion
+from minifloat.kernels.native import states as native_states
 from minifloat.kernels.packed import PackedLinear, spec_name
 from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize
@@ -58,9 +58,15 @@ def quantize_activation(
     return found
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spec_name(*specs: QuantSpec) -> str:
+    """One tensor's spec, or those of keys and values, in one line: what the ops are told."""
+    return _written(*specs)
+
+
 @cache
-def _spec_name(spec: QuantSpec) -> str:
-    return json.dumps(spec.to_json())
+def _written(*specs: QuantSpec) -> str:
+    return spec_name(specs[0] if len(specs) == 1 else CacheSpec(*specs))
 
 
 def states(x: Tensor, spec: QuantSpec) -> States:
@@ -69,21 +75,24 @@ def states(x: Tensor, spec: QuantSpec) -> States:
     return States(codes, Scale(scale, None, *zero), spec, x.shape[-1])
 
 
+def put_states(x: Tensor, room: States, first: int | Tensor) -> None:
+    """As `reference.put_states`, to the bit; NaN and Inf become NaN in place of an error."""
+    if x.device.type == "cpu" and isinstance(first, int):
+        native_states.put(x, room, first)  # without a copy
+    else:
+        room.write(first, states(x, room.spec))
+
+
 def attention_kv(
     query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """As `reference.attention_kv`, up to the order of sums, for one query; more of them go there."""
-    if query.shape[2] != 1:
+    """As `reference.attention_kv`, up to the order of sums; several queries and gradients go there."""
+    if query.shape[2] != 1 or _has_gradient(query):
         return reference.attention_kv(query, keys, values, mask, scaling)
     stored = [(part.codes, part.scale.stored, part.scale.zero) for part in (keys, values)]
-    spec = _cache_name(keys.spec, values.spec)
+    spec = _spec_name(keys.spec, values.spec)
     y: Tensor = ops.attention_kv(query, *stored[0], *stored[1], mask, scaling, values.width, spec)
     return y
-
-
-@cache
-def _cache_name(keys: QuantSpec, values: QuantSpec) -> str:
-    return spec_name(CacheSpec(keys, values))
 
 
 def _check(given: int, wanted: int) -> None:
@@ -93,4 +102,8 @@ def _check(given: int, wanted: int) -> None:
 
 
 def _runs(x: Tensor, layer: PackedLinear) -> bool:
-    return layer.held is None and not (x.requires_grad and torch.is_grad_enabled())
+    return layer.held is None and not _has_gradient(x)
+
+
+def _has_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()

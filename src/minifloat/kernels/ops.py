@@ -15,6 +15,8 @@ from torch import Tensor
 from minifloat.kernels import native
 from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.interleave import weight_in_rows
+from minifloat.kernels.native import attention as native_attention
+from minifloat.kernels.native import states as native_states
 from minifloat.kernels.native.layer import Formats
 from minifloat.kernels.states import States
 from minifloat.qtensor import fake_quantize, input_scale
@@ -158,6 +160,12 @@ def _quantize_shape(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(len(x), dtype=torch.float32)
 
 
+def _states(x: Tensor, spec: str) -> list[Tensor]:
+    found = States.empty(x, _read_input(spec))
+    native_states.put(x, found, 0)
+    return found.tensors()
+
+
 def _states_gpu(x: Tensor, spec: str) -> list[Tensor]:
     from minifloat.kernels.gpu.states import states_of
 
@@ -196,8 +204,10 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
     f"attention_kv(Tensor query, {_STATES}, Tensor? mask, float scaling, int width, str spec) -> Tensor"
 )
 _LIBRARY.define("states(Tensor x, str spec) -> Tensor[]")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("states", _states, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("states", _states_gpu, "CUDA")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("states", _states_shape, "Meta")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("attention_kv", native_attention.attention_kv, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", _attention_kv_gpu, "CUDA")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", _attention_kv_shape, "Meta")  # type: ignore[no-untyped-call]
 linear = torch.ops.minifloat.linear.default

@@ -117,6 +117,6 @@ def _tile_of(rows: Tensor, spec: QuantSpec) -> Tensor:
     return torch.zeros_like(rows) if size == -1 else rows // size
 
 
-def spec_name(spec: LayerSpec | CacheSpec) -> str:
+def spec_name(spec: LayerSpec | CacheSpec | QuantSpec) -> str:
     """A spec in one line: what the ops are told."""
     return json.dumps(spec.to_json())

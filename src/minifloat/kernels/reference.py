@@ -43,6 +43,15 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
     return _output(y.movedim(1, -1), layer.spec).movedim(-1, 1)
 
 
+def put_states(x: Tensor, room: States, first: int | Tensor) -> None:
+    """Keys or values [batch, heads, tokens, width] as codes, in the place of some from the first on.
+
+    Raises:
+        UserError: NaN or Inf among them.
+    """
+    room.write(first, States.of(x, room.spec))
+
+
 def attention_kv(
     query: Tensor, keys: States, values: States, mask: Tensor | None, scaling: float
 ) -> Tensor:

@@ -4,11 +4,13 @@ A token of a head is quantized by itself, when it comes. What is kept of a seque
 depend on whether it came at once or in pieces.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from minifloat.errors import UserError
 from minifloat.packing import pack, packed_width, unpack
 from minifloat.qtensor import QTensor, decode, encode
 from minifloat.scales import Scale
@@ -49,9 +51,9 @@ class States(NamedTuple):
         return States(codes, Scale(*parts), spec, x.shape[-1])  # type: ignore[arg-type]
 
     @staticmethod
-    def empty(x: Tensor, spec: QuantSpec) -> "States":
-        """Room for the codes of keys or values, on their device."""
-        lead, width = x.shape[:-1], x.shape[-1]
+    def empty(x: Tensor, spec: QuantSpec, tokens: int | None = None) -> "States":
+        """Room for the codes of keys or values, or of so many tokens like them, on their device."""
+        lead, width = (*x.shape[:2], x.shape[2] if tokens is None else tokens), x.shape[3]
         codes = x.new_empty((*lead, packed_width(width, spec.format.bits)), dtype=torch.uint8)
         groups = spec.tiles((1, width))[1]
         dtype = _NATIVE_DTYPES.get(spec.scale_format.name, torch.uint8)
@@ -81,9 +83,36 @@ class States(NamedTuple):
         return self._replace(codes=codes, scale=scale)
 
     @property
+    def tokens(self) -> int:
+        return self.codes.shape[2]
+
+    def some(self, first: int, tokens: int) -> "States":
+        """Views of `tokens` of them, from the first on."""
+        stored, outer, zero = self.scale
+        if zero is not None:
+            zero = zero.narrow(2, first, tokens)
+        scale = Scale(stored.narrow(2, first, tokens), outer, zero)
+        return States(self.codes.narrow(2, first, tokens), scale, self.spec, self.width)
+
+    def write(self, first: int | Tensor, new: "States") -> None:
+        """Put new tokens into the place of some, from the first on; its number may be a tensor's."""
+        if isinstance(first, int):
+            there = self.some(first, new.tokens).tensors()
+            for part, other in zip(there, new.tensors(), strict=True):
+                part.copy_(other)
+        else:
+            places = first + torch.arange(new.tokens, device=first.device)
+            for part, other in zip(self.tensors(), new.tensors(), strict=True):
+                part.index_copy_(2, places, other)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tokens that are there."""
         return sum(part.numel() * part.element_size() for part in self.tensors())
+
+
+# Writes the codes of keys or values into the place of some tokens, from the first on.
+Put = Callable[[Tensor, States, int | Tensor], None]
 
 
 class GrowingStates:
@@ -91,40 +120,80 @@ class GrowingStates:
 
     def __init__(self) -> None:
         self.held: States | None = None
-        self._room: list[Tensor] = []
+        self._room: States | None = None
 
     @property
     def tokens(self) -> int:
-        return 0 if self.held is None else self.held.codes.shape[2]
+        return 0 if self.held is None else self.held.tokens
 
-    def append(self, new: States) -> States:
-        """All states, with new ones at their end."""
+    def visible(self, new: int) -> int:
+        """How many tokens attention gets with so many new ones."""
+        return self.tokens + new
+
+    def append(self, x: Tensor, spec: QuantSpec, put: Put) -> States:
+        """All states, with new keys or values [batch, heads, tokens, width] at their end."""
         before = self.tokens
-        after = before + new.codes.shape[2]
-        if not self._room or self._room[0].shape[2] < after:
+        after = before + x.shape[2]
+        room = self._room
+        if room is None or room.tokens < after:
             size = -(-(after + max(_STEP, after // 8)) // _LINE) * _LINE
-            old = [] if self.held is None else self.held.tensors()
-            self._room = [_empty(part, size) for part in new.tensors()]
-            for room, part in zip(self._room, old, strict=False):
-                room[:, :, :before] = part
-        for room, part in zip(self._room, new.tensors(), strict=True):
-            room[:, :, before:after] = part
-        self.held = new.through([room[:, :, :after] for room in self._room])
+            room = States.empty(x, spec, size)
+            if self.held is not None:
+                room.write(0, self.held)
+        put(x, room, before)
+        self._room, self.held = room, room.some(0, after)
         return self.held
 
     def crop(self, tokens: int) -> None:
         """Keep the first tokens only."""
         if self.held is not None:
-            self.held = self.held.through([part[:, :, :tokens] for part in self.held.tensors()])
+            self.held = self.held.some(0, min(tokens, self.tokens))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may be taken several times."""
+        if self._room is not None:
+            tokens = self.tokens
+            parts = [part.index_select(0, rows.to(part.device)) for part in self._room.tensors()]
+            self._room = self._room.through(parts)
+            self.held = self._room.some(0, tokens)
+
+
+class FixedStates:
+    """States of a fixed number of tokens, which never move: a compiled step can write to them.
+
+    Attention gets all of them, and a mask that hides those that are not there.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.held: States | None = None
+        self.capacity = capacity
+        self.tokens: int | Tensor = 0
+
+    def visible(self, new: int) -> int:
+        return self.capacity
+
+    def append(self, x: Tensor, spec: QuantSpec, put: Put) -> States:
+        """All states, with new keys or values [batch, heads, tokens, width] behind the others."""
+        if self.held is None:
+            self.held = States.empty(x, spec, self.capacity)
+            for part in self.held.tensors():
+                part.zero_()  # what is hidden must not be NaN
+            self.tokens = torch.zeros((), dtype=torch.int64, device=x.device)
+        assert isinstance(self.tokens, Tensor)
+        looks = x.device.type == "cpu" and not torch.compiler.is_compiling()  # else it would wait
+        if looks and int(self.tokens) + x.shape[2] > self.capacity:
+            raise UserError(f"the cache has room for {self.capacity} tokens; make it of more")
+        put(x, self.held, self.tokens)
+        self.tokens.add_(x.shape[2])
+        return self.held
+
+    def crop(self, tokens: int) -> None:
+        """Keep the first tokens only."""
+        if isinstance(self.tokens, Tensor):
+            self.tokens.fill_(tokens)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order; a row may be taken several times."""
         if self.held is not None:
-            self._room = [part.index_select(0, rows.to(part.device)) for part in self._room]
-            views = [part[:, :, : self.tokens] for part in self._room]
-            self.held = self.held.through(views)
-
-
-def _empty(like: Tensor, tokens: int) -> Tensor:
-    batch, heads, _, last = like.shape
-    return like.new_empty((batch, heads, tokens, last))
+            parts = [part.index_select(0, rows.to(part.device)) for part in self.held.tensors()]
+            self.held = self.held.through(parts)

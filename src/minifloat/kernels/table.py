@@ -15,7 +15,8 @@ import torch
 from minifloat.errors import UserError, unknown
 from minifloat.kernels import fast, fusion, native, reference
 from minifloat.kernels.gpu import recipe as gpu
-from minifloat.kernels.states import States
+from minifloat.kernels.native import attention as native_attention
+from minifloat.kernels.native import states as native_states
 from minifloat.spec import CacheSpec, LayerSpec, QuantSpec
 
 # What an op is asked to compute with.
@@ -45,8 +46,10 @@ KERNELS: tuple[Kernel, ...] = (
         "quantize_activation", "triton", "cuda", gpu.refuses_activation, fast.quantize_activation
     ),
     Kernel("quantize_activation", "reference", "*", fusion.refuses, fusion.quantize_activation),
-    Kernel("states", "triton", "cuda", gpu.refuses_states, fast.states),
-    Kernel("states", "reference", "*", lambda spec: "", States.of),
+    Kernel("states", "cpu", "cpu", native_states.refuses, fast.put_states),
+    Kernel("states", "triton", "cuda", gpu.refuses_states, fast.put_states),
+    Kernel("states", "reference", "*", lambda spec: "", reference.put_states),
+    Kernel("attention_kv", "cpu", "cpu", native_attention.refuses, fast.attention_kv),
     Kernel("attention_kv", "triton", "cuda", gpu.refuses_cache, fast.attention_kv),
     Kernel("attention_kv", "reference", "*", lambda spec: "", reference.attention_kv),
 )
@@ -55,6 +58,12 @@ KERNELS: tuple[Kernel, ...] = (
 def pick(op: str, spec: Spec, device: str) -> Kernel:
     """The first row that runs this op for this spec on this device."""
     row: int = _pick(op, spec, device)
+    return KERNELS[row]
+
+
+def pick_attention(keys: QuantSpec, values: QuantSpec, device: str) -> Kernel:
+    """The same for attention over keys and values; a compiler cannot make a `CacheSpec` of them."""
+    row: int = _pick_attention(keys, values, device)
     return KERNELS[row]
 
 
@@ -69,6 +78,15 @@ def why(op: str, spec: Spec, device: str) -> str:
 def _pick(op: str, spec: Spec, device: str) -> int:
     """Its place in the table: a number, which a compiler can take as given without a look at why."""
     return _search(op, spec, device, os.environ.get("MINIFLOAT_KERNEL"))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _pick_attention(keys: QuantSpec, values: QuantSpec, device: str) -> int:
+    row: int = _pick("attention_kv", _cache_spec(keys, values), device)
+    return row
+
+
+_cache_spec = lru_cache(maxsize=1024)(CacheSpec)
 
 
 @lru_cache(maxsize=1024)

@@ -35,6 +35,8 @@ _SIGNATURES = {
     + [_long] * 2
     + [_pointer]
     + [_int] * 3,
+    "mf_attention": [_pointer] * 3 + [_int] + [_pointer] * 9 + [ctypes.c_float] + [_int] * 2,
+    "mf_states": [_pointer] * 2 + [_int] + [_pointer] * 4 + [_int] * 2,
 }
 
 

@@ -96,11 +96,8 @@ static float share_of_zeros(const plan *p, int64_t token, const float *zeros) {
 static void band_scales(const plan *p, const band *b, float *scales) {
     const weights *w = &p->k->w;
     for (int r = 0; r < b->rows; r++, scales += p->line) {
-        float *zeros = scales + p->line / 2;
         row_scales(p->k, b->row + r * p->apart, scales);
-        if (!w->zeros) continue;
-        mf_row_zeros(w, b->row + r * p->apart, zeros);
-        for (int64_t g = 0; g < w->groups; g++) zeros[g] *= scales[g];
+        if (w->zeros) mf_row_zeros(w, b->row + r * p->apart, scales, scales + p->line / 2);
     }
 }
 

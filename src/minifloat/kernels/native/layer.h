@@ -114,11 +114,11 @@ static inline weights weights_of(const formats *how, const uint8_t *codes, const
 /* fp32 scales of all groups of a row times a factor, in `scales.c`. */
 void mf_row_scales(const weights *w, int64_t row, float factor, float *out);
 
-/* The zero points of a row's groups, less the middle. */
-void mf_row_zeros(const weights *w, int64_t row, float *out);
+/* The zero points of a row's groups, less the middle, times their scales; `out` may be `scales`. */
+void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out);
 
 /* The same for the 16 rows of a strip of interleaved weights: [groups][16]. */
 void mf_strip_scales(const weights *w, int64_t row, float factor, float *out);
-void mf_strip_zeros(const weights *w, int64_t row, float *out);
+void mf_strip_zeros(const weights *w, int64_t row, const float *scales, float *out);
 
 #endif

@@ -11,8 +11,8 @@ from minifloat.formats import E5M2, FP32, Format
 from minifloat.grids import fits_half, half_layout
 from minifloat.spec import LayerSpec, QuantSpec
 
-_KINDS = {"fp32": 0, "fp16": 1, "bf16": 2}
-_NONE, _CODED = -1, 3
+KINDS = {"fp32": 0, "fp16": 1, "bf16": 2}
+_NONE, CODED = -1, 3
 AS_IT_COMES, INTEGERS, FLOATS = range(3)
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -69,14 +69,14 @@ class Formats:
     def _weight(self, spec: QuantSpec) -> None:
         s, fmt, outer = self._struct, spec.format, spec.outer
         s.bits, (s.tile_rows, s.tile_columns) = fmt.bits, spec.tile
-        s.scale_kind = _KINDS.get(spec.scale_format.name, _CODED)
-        s.outer_kind = _NONE if outer is None else _KINDS[outer.scale_format.name]
+        s.scale_kind = KINDS.get(spec.scale_format.name, CODED)
+        s.outer_kind = _NONE if outer is None else KINDS[outer.scale_format.name]
         s.outer_by_row = outer is not None and outer.tile[0] == 1
         # Zero points are counted from the middle of the codes, so that no two large sums cancel.
         s.middle = 1 << fmt.bits - 1 if spec.zero_point else 0
         values = [value - s.middle for value in fmt.values]
         s.values = self._table(values, torch.float32)
-        if s.scale_kind == _CODED:
+        if s.scale_kind == CODED:
             s.scale_values = self._table(spec.scale_format.values, torch.float32)
         if is_short(fmt):
             s.brains = self._table(values, torch.bfloat16)

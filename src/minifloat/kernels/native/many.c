@@ -147,7 +147,8 @@ static void panel_scales(const plan *p, const panel *at) {
     const weights *w = &p->k->w;
     for (int64_t r = 0; w->interleaved && r < at->rows; r += LANES) {
         strip_scales(p->k, at->row + r, at->scales + r * w->groups);
-        if (w->zeros) mf_strip_zeros(w, at->row + r, at->zeros + r * w->groups);
+        if (w->zeros)
+            mf_strip_zeros(w, at->row + r, at->scales + r * w->groups, at->zeros + r * w->groups);
     }
     if (w->interleaved) return;
     memset(at->scales, 0, (size_t)(w->groups * PANEL) * sizeof(float));
@@ -155,7 +156,7 @@ static void panel_scales(const plan *p, const panel *at) {
         row_scales(p->k, at->row + r, at->line);
         for (int64_t g = 0; g < w->groups; g++) at->scales[place_of(p, r, g)] = at->line[g];
         if (!w->zeros) continue;
-        mf_row_zeros(w, at->row + r, at->line);
+        mf_row_zeros(w, at->row + r, at->line, at->line);
         for (int64_t g = 0; g < w->groups; g++) at->zeros[place_of(p, r, g)] = at->line[g];
     }
 }

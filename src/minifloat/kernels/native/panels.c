@@ -89,7 +89,7 @@ static void take_zeros(const tile_problem *p, int64_t s, int tokens) {
         const float sum = p->x_sums[s * p->tile + n] * own;
         for (int r = 0; r < PANEL; r++) {
             const int64_t group = r / LANES * p->room + at->group * LANES + r % LANES;
-            p->c[n * PANEL + r] -= p->zeros[group] * p->scales[group] * sum;
+            p->c[n * PANEL + r] -= p->zeros[group] * sum;
         }
     }
 }
@@ -139,12 +139,12 @@ TARGET_AVX512 void mf_take_zeros(const tile_problem *p, int64_t s, int tokens, i
     const segment *at = p->segments + s;
     for (int b = 0; b < strips; b++) {
         const int64_t group = b * p->room + at->group * LANES;
-        const __m512 zeros = _mm512_loadu_ps(p->zeros + group), scales = _mm512_loadu_ps(p->scales + group);
+        const __m512 zeros = _mm512_loadu_ps(p->zeros + group);
         float *c = p->c + b * LANES;
         for (int n = 0; n < tokens; n++, c += PANEL) {
             const float own = p->x_scales ? p->x_scales[at->input_group * p->tile + n] : 1;
             const __m512 sum = _mm512_set1_ps(p->x_sums[s * p->tile + n] * own);
-            _mm512_storeu_ps(c, _mm512_fnmadd_ps(_mm512_mul_ps(zeros, scales), sum, _mm512_loadu_ps(c)));
+            _mm512_storeu_ps(c, _mm512_fnmadd_ps(zeros, sum, _mm512_loadu_ps(c)));
         }
     }
 }

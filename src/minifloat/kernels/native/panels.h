@@ -33,7 +33,7 @@ typedef struct {
     const float *x_sums;   /* [segments][tile] of the columns, or NULL: there are no zero points */
     int64_t tile;
     const float *scales;   /* [strips][groups][LANES] */
-    const float *zeros;
+    const float *zeros;    /* the same, times the scales */
     int64_t room;          /* from a strip's scales to the next one's */
     float *c;
 } tile_problem;

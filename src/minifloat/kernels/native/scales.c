@@ -61,12 +61,12 @@ void mf_row_scales(const weights *w, int64_t row, float factor, float *out) {
     to_floats(w->scales, tile * w->groups, w->groups, how->scale_kind, how->scale_values, outer * factor, out);
 }
 
-static void zeros_from(const weights *w, int64_t at, int64_t count, float *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = (float)(w->zeros[at + i] - w->how->middle);
+static void zeros_from(const weights *w, int64_t at, int64_t count, const float *scales, float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = (float)(w->zeros[at + i] - w->how->middle) * scales[i];
 }
 
-void mf_row_zeros(const weights *w, int64_t row, float *out) {
-    zeros_from(w, tile_row(w, row) * w->groups, w->groups, out);
+void mf_row_zeros(const weights *w, int64_t row, const float *scales, float *out) {
+    zeros_from(w, tile_row(w, row) * w->groups, w->groups, scales, out);
 }
 
 /* Scales of tiles that are not of one row: each row's are looked up. */
@@ -99,6 +99,6 @@ void mf_strip_scales(const weights *w, int64_t row, float factor, float *out) {
     for (int64_t i = 0; each && i < count; i++) out[i] *= outer[i % 16];
 }
 
-void mf_strip_zeros(const weights *w, int64_t row, float *out) {
-    zeros_from(w, row * w->groups, 16 * w->groups, out);
+void mf_strip_zeros(const weights *w, int64_t row, const float *scales, float *out) {
+    zeros_from(w, row * w->groups, 16 * w->groups, scales, out);
 }
