@@ -256,16 +256,9 @@ static void run(const plan *p) {
     }
 }
 
-/* Whether all windows see a pixel alike: on one grid for all, or as it comes. */
-static int shares_pixels(const call *k) {
-    if (!k->a.window || k->w.zeros) return 0; /* zero points ask for sums of every window */
-    if (k->a.how->input == AS_IT_COMES) return 1;
-    return k->a.given && k->a.given_stride == 0 && input_groups(&k->a) == 1;
-}
-
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
-    if (shares_pixels(k)) {
+    if (mf_shares_pixels(k)) {
         const enum outcome outcome =
             mf_pixels(&k->a, k->engine, k->dwords, k->units, k->threads, &p.pixels);
         if (outcome != DONE) return outcome;

@@ -5,6 +5,9 @@
 
 #include "call.h"
 
+/* Whether all windows see a pixel alike: on one grid for all, or as it comes. */
+int mf_shares_pixels(const call *k);
+
 /* Numbers of an engine's width [images][channels + 1][plane]: the padding is around the images, and the
    last channel is zero. */
 typedef struct {

@@ -1,0 +1,273 @@
+/* A convolution whose weights have one scale a row, so that its columns may be summed in any order: that
+   of the kernel's places, with neighbouring channels in one unit. Windows are then read where the pixels
+   lie (`planes.c`), and the weights are brought into this order as they are expanded, once for all tokens. */
+
+#include "direct.h"
+#include "expand.h"
+#include "panels.h"
+#include "planes.h"
+#include "windows.h"
+
+#ifdef MINIFLOAT_X86
+
+#define BLOCK 192   /* tokens whose sums wait: a multiple of TOKENS and of ACROSS */
+#define NEAR 1024   /* units whose weights the second-level cache holds beside the pixels */
+#define COLUMNS 512 /* that are expanded at once, but at least 8 channels */
+
+typedef struct {
+    const uint32_t *panel;  /* [units][PANEL] */
+    const int64_t *places;  /* of the units, in bytes from a window's first */
+    int64_t units;
+    const uint32_t *x;
+    const int64_t *first;   /* [TOKENS] unit of a window */
+    const int32_t *before;  /* sums to begin with, `apart` for each token */
+    int64_t apart;
+    int32_t *sums;          /* [TOKENS][PANEL] */
+} tile;
+
+typedef void (*tile_kernel_of)(const tile *p, int tokens, int wide);
+
+typedef struct {
+    const call *k;
+    panel_kernel kernel;
+    tile_kernel_of multiply;
+    planes x;
+    int64_t area, units;    /* places of the kernel; units of a row */
+    int64_t step;           /* channels that are expanded at once */
+    int64_t *places;
+    int64_t room;           /* numbers of a thread's own memory */
+    int32_t *own;           /* [threads][room] */
+} plan;
+
+/* What a thread works with. */
+typedef struct {
+    uint32_t *panel, *scratch; /* weights in our order, and in the checkpoint's */
+    int32_t *sums;             /* [BLOCK + ACROSS][PANEL] */
+    int32_t starts[PANEL];     /* what integer sums begin with */
+    float scales[PANEL], bias[PANEL];
+    int64_t first[BLOCK];      /* units of the windows of a block's tokens */
+} bench;
+
+/* T tokens times Q registers of rows. */
+#define TILE(KIND, T, Q, TARGET)                                                                  \
+    static TARGET void tile_##KIND##_##T##_##Q(const tile *p) {                                   \
+        const char *x[T];                                                                         \
+        __m512i s[T][Q], w[Q];                                                                    \
+        UNROLL for (int n = 0; n < T; n++) {                                                      \
+            x[n] = (const char *)(p->x + p->first[n]);                                            \
+            UNROLL for (int q = 0; q < Q; q++)                                                    \
+                s[n][q] = _mm512_loadu_si512(p->before + n * p->apart + 16 * q);                  \
+        }                                                                                         \
+        const uint32_t *panel = p->panel;                                                         \
+        for (int64_t u = 0; u < p->units; u++, panel += PANEL) {                                  \
+            const int64_t place = p->places[u];                                                   \
+            UNROLL for (int q = 0; q < Q; q++) w[q] = _mm512_loadu_si512(panel + 16 * q);         \
+            UNROLL for (int n = 0; n < T; n++) {                                                  \
+                const __m512i one = _mm512_set1_epi32(*(const int32_t *)(x[n] + place));          \
+                UNROLL for (int q = 0; q < Q; q++) SUM_##KIND(s[n][q], one, w[q]);                \
+            }                                                                                     \
+        }                                                                                         \
+        UNROLL for (int n = 0; n < T; n++)                                                        \
+            UNROLL for (int q = 0; q < Q; q++)                                                    \
+                _mm512_storeu_si512(p->sums + n * PANEL + 16 * q, s[n][q]);                       \
+    }
+
+#define TILES(KIND, TARGET)                                                                       \
+    TILE(KIND, 1, 2, TARGET)                                                                      \
+    TILE(KIND, 2, 2, TARGET)                                                                      \
+    TILE(KIND, 3, 2, TARGET)                                                                      \
+    TILE(KIND, 4, 2, TARGET)                                                                      \
+    TILE(KIND, 5, 2, TARGET)                                                                      \
+    TILE(KIND, 6, 2, TARGET)                                                                      \
+    TILE(KIND, 1, 4, TARGET)                                                                      \
+    TILE(KIND, 2, 4, TARGET)                                                                      \
+    TILE(KIND, 3, 4, TARGET)                                                                      \
+    TILE(KIND, 4, 4, TARGET)                                                                      \
+    TILE(KIND, 5, 4, TARGET)                                                                      \
+    TILE(KIND, 6, 4, TARGET)                                                                      \
+    static void tile_##KIND(const tile *p, int tokens, int wide) {                                \
+        static void (*const kernels[2][TOKENS])(const tile *) = {                                 \
+            {tile_##KIND##_1_2, tile_##KIND##_2_2, tile_##KIND##_3_2, tile_##KIND##_4_2,          \
+             tile_##KIND##_5_2, tile_##KIND##_6_2},                                               \
+            {tile_##KIND##_1_4, tile_##KIND##_2_4, tile_##KIND##_3_4, tile_##KIND##_4_4,          \
+             tile_##KIND##_5_4, tile_##KIND##_6_4}};                                              \
+        kernels[wide][tokens - 1](p);                                                             \
+    }
+
+TILES(REALS, TARGET_AVX512)
+TILES(BYTES, TARGET_VNNI)
+TILES(BRAINS, TARGET_BF16)
+
+/* One number of a unit's channels from the unit that holds it to its place among them, for all rows. */
+static TARGET_AVX512 void move(const uint32_t *from, int shift, uint32_t mask, int to, int32_t bias,
+                               uint32_t *restrict out, uint32_t *restrict sums) {
+    for (int r = 0; r < PANEL; r++) {
+        const uint32_t number = (from[r] >> shift & mask) - (uint32_t)bias;
+        sums[r] += number;
+        out[r] |= (number & mask) << to;
+    }
+}
+
+/* Channels from `first` on, expanded to `scratch`, in the order of the planes. */
+static void arrange(const plan *p, int64_t first, const uint32_t *scratch, uint32_t *panel,
+                    uint32_t *sums) {
+    const call *k = p->k;
+    const int each = unit_columns(k->engine), U = k->units, P = dword_columns(k->w.how), bits = 32 / each;
+    const int64_t channels = least(p->step, k->a.window->channels - first);
+    const uint32_t mask = each == 1 ? ~0u : (1u << bits) - 1;
+    const int32_t bias = k->engine == BYTES ? k->w.how->bias : 0;
+    panel += first / each * p->area * PANEL;
+    memset(panel, 0, (size_t)(ceil_div(channels, each) * p->area * PANEL) * sizeof(uint32_t));
+    for (int64_t channel = 0; channel < channels; channel++)
+        for (int64_t place = 0; place < p->area; place++) {
+            const int64_t column = channel * p->area + place, within = column % P;
+            const uint32_t *from = scratch + (column / P * U + within % U) * PANEL;
+            uint32_t *out = panel + (channel / each * p->area + place) * PANEL;
+            move(from, (int)(within / U) * bits, mask, (int)(channel % each) * bits, bias, out, sums);
+        }
+}
+
+/* A panel of weights, with what belongs to its rows. */
+static void take_panel(const plan *p, int64_t row, int64_t rows, bench *b) {
+    const weights *w = &p->k->w;
+    const int64_t channels = p->k->a.window->channels, P = dword_columns(w->how);
+    const uint8_t *codes = w->codes + row * row_bytes(w);
+    uint32_t sums[PANEL] = {0};
+    for (int64_t c = 0; c < channels; c += p->step) {
+        const int64_t columns = least(p->step, channels - c) * p->area;
+        const int64_t at = c * p->area * w->how->bits / 8;
+        p->kernel.expand(w->how, codes + at, row_bytes(w), row_bytes(w) - at, rows, ceil_div(columns, P),
+                         b->scratch);
+        arrange(p, c, b->scratch, b->panel, sums);
+    }
+    for (int r = 0; r < PANEL; r++) b->starts[r] = p->k->engine == BYTES ? -LIFT * (int32_t)sums[r] : 0;
+    for (int64_t r = 0; r < rows; r++) {
+        row_scales(p->k, row + r, b->scales + r);
+        b->bias[r] = p->k->bias ? p->k->bias[row + r] : 0;
+    }
+}
+
+/* Where the windows of some tokens begin. */
+static void find_windows(const plan *p, int64_t token, int64_t count, int64_t *first) {
+    const window *w = p->k->a.window;
+    int64_t image = token / p->k->pixels, y = token % p->k->pixels / w->out[1], x = token % w->out[1];
+    for (int64_t t = 0; t < count; t++) {
+        first[t] = image * p->x.blocks * p->x.plane + y * w->stride[0] * p->x.width + x * w->stride[1];
+        if (++x == w->out[1]) x = 0, y++;
+        if (y == w->out[0]) y = 0, image++;
+    }
+}
+
+/* Sums of up to ACROSS tokens of one image, row by row. */
+static TARGET_AVX512 void finish_some(const plan *p, const int32_t *sums, int64_t rows, const bench *b,
+                                      float scale, int64_t count, int64_t at) {
+    const call *k = p->k;
+    const __mmask16 some = (__mmask16)((1u << count) - 1);
+    float turned[PANEL * ACROSS], y[ACROSS];
+    p->kernel.turn((const float *)sums, turned);
+    for (int64_t r = 0; r < rows; r++, at += k->pixels) {
+        const __m512i sum = _mm512_loadu_si512(turned + r * ACROSS);
+        const __m512 own = k->engine == BYTES ? _mm512_cvtepi32_ps(sum) : _mm512_castsi512_ps(sum);
+        const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(own, _mm512_set1_ps(b->scales[r])),
+                                            _mm512_set1_ps(scale));
+        const __m512 result = _mm512_add_ps(scaled, _mm512_set1_ps(b->bias[r]));
+        if (k->a.kind == FLOAT32) {
+            _mm512_mask_storeu_ps((float *)k->out + at, some, result);
+            continue;
+        }
+        _mm512_storeu_ps(y, result);
+        for (int64_t i = 0; i < count; i++) write(k, at + i, y[i]);
+    }
+}
+
+static void finish(const plan *p, int64_t token, int64_t tokens, int64_t row, int64_t rows, const bench *b) {
+    const call *k = p->k;
+    const int own = k->engine != REALS && k->a.how->input != AS_IT_COMES;
+    for (int64_t t = 0, count; t < tokens; t += count) {
+        const int64_t image = (token + t) / k->pixels, pixel = (token + t) % k->pixels;
+        count = least(least(tokens - t, k->pixels - pixel), ACROSS);
+        finish_some(p, b->sums + t * PANEL, rows, b, own ? k->a.given[0] : 1, count,
+                    (image * k->w.rows + row) * k->pixels + pixel);
+    }
+}
+
+/* A block of tokens with a panel of rows: span by span of weights, and every tile with each. */
+static void block(const plan *p, int64_t token, int64_t tokens, int64_t row, int64_t rows, bench *b) {
+    find_windows(p, token, tokens, b->first);
+    for (int64_t unit = 0; unit < p->units; unit += NEAR)
+        for (int64_t t = 0; t < tokens; t += TOKENS) {
+            int32_t *sums = b->sums + t * PANEL;
+            const tile tile = {b->panel + unit * PANEL, p->places + unit, least(NEAR, p->units - unit),
+                               p->x.units, b->first + t, unit ? sums : b->starts, unit ? PANEL : 0, sums};
+            p->multiply(&tile, (int)least(TOKENS, tokens - t), rows > PANEL / 2);
+        }
+    finish(p, token, tokens, row, rows, b);
+}
+
+/* Blocks of tokens times panels of rows, panel by panel: a thread expands those that it works with. */
+static void run(const plan *p) {
+    const int64_t tokens = p->k->a.tokens, blocks = ceil_div(tokens, BLOCK);
+    const int64_t all = blocks * ceil_div(p->k->w.rows, PANEL);
+#pragma omp parallel num_threads(p->k->threads)
+    {
+        bench b;
+        b.panel = (uint32_t *)p->own + thread_number() * p->room;
+        b.sums = (int32_t *)b.panel + p->units * PANEL;
+        b.scratch = (uint32_t *)b.sums + (BLOCK + ACROSS) * PANEL;
+        int64_t taken = -1;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < all; i++) {
+            const int64_t row = i / blocks * PANEL, token = i % blocks * BLOCK;
+            const int64_t rows = least(PANEL, p->k->w.rows - row);
+            if (row != taken) take_panel(p, row, rows, &b);
+            taken = row;
+            block(p, token, least(BLOCK, tokens - token), row, rows, &b);
+        }
+    }
+}
+
+static void find_places(const plan *p) {
+    const window *w = p->k->a.window;
+    for (int64_t u = 0; u < p->units; u++) {
+        const int64_t block = u / p->area, y = u % p->area / w->kernel[1], x = u % w->kernel[1];
+        const int64_t line = block * p->x.plane + y * w->dilation[0] * p->x.width;
+        p->places[u] = (line + x * w->dilation[1]) * (int64_t)sizeof(uint32_t);
+    }
+}
+
+enum outcome mf_direct(const call *k, int *done) {
+    const window *w = k->a.window;
+    plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
+    p.multiply = k->engine == BYTES ? tile_BYTES : k->engine == BRAINS ? tile_BRAINS : tile_REALS;
+    const enum outcome outcome = mf_planes(&k->a, k->engine, k->threads, &p.x);
+    *done = p.x.units != NULL;
+    if (!*done) return outcome;
+    p.area = w->kernel[0] * w->kernel[1], p.units = p.x.blocks * p.area;
+    p.step = least(ceil_div(COLUMNS / p.area + 1, 8) * 8, ceil_div(w->channels, 8) * 8);
+    const int64_t dwords = lines(ceil_div(p.step * p.area, dword_columns(k->w.how)));
+    p.room = (p.units + BLOCK + ACROSS + dwords * k->units) * PANEL;
+    p.places = malloc((size_t)p.units * sizeof(int64_t));
+    p.own = room_for(k->threads * p.room);
+    const int fits = p.places && p.own;
+    if (fits) find_places(&p), run(&p);
+    free(p.places), free(p.own), free(p.x.units);
+    return fits ? DONE : NO_MEMORY;
+}
+#endif
+
+/* Whether the levels of a weight are bytes with a sign. */
+static int are_signed(const formats *how) {
+    for (int i = 0; how->bits == 4 && i < 16; i++)
+        if (how->levels[i] - how->bias < -128 || how->levels[i] - how->bias > 127) return 0;
+    return 1;
+}
+
+int mf_is_direct(const call *k) {
+#ifdef MINIFLOAT_X86
+    if (!mf_shares_pixels(k) || k->w.groups != 1 || k->level < AVX512 || k->engine == WORDS) return 0;
+    return k->engine != BYTES || (k->w.columns <= 1 << 16 && are_signed(k->w.how));
+#else
+    (void)k;
+    return 0;
+#endif
+}
