@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/kernels/test_cpu.py", "tests/kernels/test_conv.py"]
+TESTS = ["tests/kernels/test_cpu.py", "tests/kernels/test_conv.py", "tests/kernels/test_direct.py"]
 FLAGS = {
     "address": ["-fsanitize=address"],
     "undefined": ["-fsanitize=undefined"],

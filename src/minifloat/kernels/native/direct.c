@@ -1,6 +1,7 @@
-/* A convolution whose weights have one scale a row, so that its columns may be summed in any order: that
-   of the kernel's places, with neighbouring channels in one unit. Windows are then read where the pixels
-   lie (`planes.c`), and the weights are brought into this order as they are expanded, once for all tokens. */
+/* A layer whose rows have one scale, and so have its activations: columns may be summed in any order. In
+   that of a kernel's places, with neighbouring channels in one unit, windows are read where the pixels lie
+   (`planes.c`); tokens of a linear layer are windows of one pixel. The weights are brought into this order as
+   they are expanded, once for all tokens. */
 
 #include "direct.h"
 #include "expand.h"
@@ -8,9 +9,11 @@
 #include "planes.h"
 #include "windows.h"
 
-#ifdef MINIFLOAT_X86
+#define LINEAR 64 /* tokens of a linear layer from which on it pays to bring its weights into order */
 
-#define BLOCK 192   /* tokens whose sums wait: a multiple of TOKENS and of ACROSS */
+#ifdef MINIFLOAT_X86
+#define AT_ONCE 6   /* tokens of a tile: 24 registers of sums */
+#define BLOCK 192   /* tokens whose sums wait: a multiple of AT_ONCE and of ACROSS */
 #define NEAR 1024   /* units whose weights the second-level cache holds beside the pixels */
 #define COLUMNS 512 /* that are expanded at once, but at least 8 channels */
 
@@ -19,10 +22,10 @@ typedef struct {
     const int64_t *places;  /* of the units, in bytes from a window's first */
     int64_t units;
     const uint32_t *x;
-    const int64_t *first;   /* [TOKENS] unit of a window */
+    const int64_t *first;   /* [AT_ONCE] unit of a window */
     const int32_t *before;  /* sums to begin with, `apart` for each token */
     int64_t apart;
-    int32_t *sums;          /* [TOKENS][PANEL] */
+    int32_t *sums;          /* [AT_ONCE][PANEL] */
 } tile;
 
 typedef void (*tile_kernel_of)(const tile *p, int tokens, int wide);
@@ -32,7 +35,8 @@ typedef struct {
     panel_kernel kernel;
     tile_kernel_of multiply;
     planes x;
-    int64_t area, units;    /* places of the kernel; units of a row */
+    int64_t channels, area; /* of a window: the places of its kernel, or one */
+    int64_t units;          /* of a row */
     int64_t step;           /* channels that are expanded at once */
     int64_t *places;
     int64_t room;           /* numbers of a thread's own memory */
@@ -44,7 +48,7 @@ typedef struct {
     uint32_t *panel, *scratch; /* weights in our order, and in the checkpoint's */
     int32_t *sums;             /* [BLOCK + ACROSS][PANEL] */
     int32_t starts[PANEL];     /* what integer sums begin with */
-    float scales[PANEL], bias[PANEL];
+    float scales[PANEL], bias[PANEL]; /* of the rows */
     int64_t first[BLOCK];      /* units of the windows of a block's tokens */
 } bench;
 
@@ -86,7 +90,7 @@ typedef struct {
     TILE(KIND, 5, 4, TARGET)                                                                      \
     TILE(KIND, 6, 4, TARGET)                                                                      \
     static void tile_##KIND(const tile *p, int tokens, int wide) {                                \
-        static void (*const kernels[2][TOKENS])(const tile *) = {                                 \
+        static void (*const kernels[2][AT_ONCE])(const tile *) = {                                 \
             {tile_##KIND##_1_2, tile_##KIND##_2_2, tile_##KIND##_3_2, tile_##KIND##_4_2,          \
              tile_##KIND##_5_2, tile_##KIND##_6_2},                                               \
             {tile_##KIND##_1_4, tile_##KIND##_2_4, tile_##KIND##_3_4, tile_##KIND##_4_4,          \
@@ -113,7 +117,7 @@ static void arrange(const plan *p, int64_t first, const uint32_t *scratch, uint3
                     uint32_t *sums) {
     const call *k = p->k;
     const int each = unit_columns(k->engine), U = k->units, P = dword_columns(k->w.how), bits = 32 / each;
-    const int64_t channels = least(p->step, k->a.window->channels - first);
+    const int64_t channels = least(p->step, p->channels - first);
     const uint32_t mask = each == 1 ? ~0u : (1u << bits) - 1;
     const int32_t bias = k->engine == BYTES ? k->w.how->bias : 0;
     panel += first / each * p->area * PANEL;
@@ -130,11 +134,11 @@ static void arrange(const plan *p, int64_t first, const uint32_t *scratch, uint3
 /* A panel of weights, with what belongs to its rows. */
 static void take_panel(const plan *p, int64_t row, int64_t rows, bench *b) {
     const weights *w = &p->k->w;
-    const int64_t channels = p->k->a.window->channels, P = dword_columns(w->how);
+    const int64_t P = dword_columns(w->how);
     const uint8_t *codes = w->codes + row * row_bytes(w);
     uint32_t sums[PANEL] = {0};
-    for (int64_t c = 0; c < channels; c += p->step) {
-        const int64_t columns = least(p->step, channels - c) * p->area;
+    for (int64_t c = 0; c < p->channels; c += p->step) {
+        const int64_t columns = least(p->step, p->channels - c) * p->area;
         const int64_t at = c * p->area * w->how->bits / 8;
         p->kernel.expand(w->how, codes + at, row_bytes(w), row_bytes(w) - at, rows, ceil_div(columns, P),
                          b->scratch);
@@ -150,6 +154,8 @@ static void take_panel(const plan *p, int64_t row, int64_t rows, bench *b) {
 /* Where the windows of some tokens begin. */
 static void find_windows(const plan *p, int64_t token, int64_t count, int64_t *first) {
     const window *w = p->k->a.window;
+    for (int64_t t = 0; !w && t < count; t++) first[t] = (token + t) * p->units;
+    if (!w) return;
     int64_t image = token / p->k->pixels, y = token % p->k->pixels / w->out[1], x = token % w->out[1];
     for (int64_t t = 0; t < count; t++) {
         first[t] = image * p->x.blocks * p->x.plane + y * w->stride[0] * p->x.width + x * w->stride[1];
@@ -158,50 +164,58 @@ static void find_windows(const plan *p, int64_t token, int64_t count, int64_t *f
     }
 }
 
-/* Sums of up to ACROSS tokens of one image, row by row. */
-static TARGET_AVX512 void finish_some(const plan *p, const int32_t *sums, int64_t rows, const bench *b,
-                                      float scale, int64_t count, int64_t at) {
+/* Writes up to 16 results that lie together from their sums. */
+static inline TARGET_AVX512 void store(const call *k, const void *sums, __m512 scale, __m512 bias,
+                                       int64_t at, int64_t count) {
+    const __m512i sum = _mm512_loadu_si512(sums);
+    const __m512 own = k->engine == BYTES ? _mm512_cvtepi32_ps(sum) : _mm512_castsi512_ps(sum);
+    const __m512 x = k->engine == REALS || !k->a.given ? own : _mm512_mul_ps(own, _mm512_set1_ps(k->a.given[0]));
+    const __m512 result = _mm512_fmadd_ps(x, scale, bias);
+    float y[ACROSS];
+    if (k->a.kind == FLOAT32) {
+        _mm512_mask_storeu_ps((float *)k->out + at, (__mmask16)((1u << count) - 1), result);
+        return;
+    }
+    _mm512_storeu_ps(y, result);
+    for (int64_t i = 0; i < count; i++) write(k, at + i, y[i]);
+}
+
+/* Results of a convolution from their sums: up to ACROSS pixels of an image lie together. */
+static TARGET_AVX512 void finish_pixels(const plan *p, int64_t token, int64_t tokens, int64_t row,
+                                        int64_t rows, const bench *b) {
     const call *k = p->k;
-    const __mmask16 some = (__mmask16)((1u << count) - 1);
-    float turned[PANEL * ACROSS], y[ACROSS];
-    p->kernel.turn((const float *)sums, turned);
-    for (int64_t r = 0; r < rows; r++, at += k->pixels) {
-        const __m512i sum = _mm512_loadu_si512(turned + r * ACROSS);
-        const __m512 own = k->engine == BYTES ? _mm512_cvtepi32_ps(sum) : _mm512_castsi512_ps(sum);
-        const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(own, _mm512_set1_ps(b->scales[r])),
-                                            _mm512_set1_ps(scale));
-        const __m512 result = _mm512_add_ps(scaled, _mm512_set1_ps(b->bias[r]));
-        if (k->a.kind == FLOAT32) {
-            _mm512_mask_storeu_ps((float *)k->out + at, some, result);
-            continue;
-        }
-        _mm512_storeu_ps(y, result);
-        for (int64_t i = 0; i < count; i++) write(k, at + i, y[i]);
+    float turned[PANEL * ACROSS];
+    for (int64_t t = 0, count; t < tokens; t += count) {
+        const int64_t image = (token + t) / k->pixels, pixel = (token + t) % k->pixels;
+        const int64_t at = (image * k->w.rows + row) * k->pixels + pixel;
+        count = least(least(tokens - t, k->pixels - pixel), ACROSS);
+        p->kernel.turn((const float *)b->sums + t * PANEL, turned);
+        for (int64_t r = 0; r < rows; r++)
+            store(k, turned + r * ACROSS, _mm512_set1_ps(b->scales[r]), _mm512_set1_ps(b->bias[r]),
+                  at + r * k->pixels, count);
     }
 }
 
-static void finish(const plan *p, int64_t token, int64_t tokens, int64_t row, int64_t rows, const bench *b) {
-    const call *k = p->k;
-    const int own = k->engine != REALS && k->a.how->input != AS_IT_COMES;
-    for (int64_t t = 0, count; t < tokens; t += count) {
-        const int64_t image = (token + t) / k->pixels, pixel = (token + t) % k->pixels;
-        count = least(least(tokens - t, k->pixels - pixel), ACROSS);
-        finish_some(p, b->sums + t * PANEL, rows, b, own ? k->a.given[0] : 1, count,
-                    (image * k->w.rows + row) * k->pixels + pixel);
-    }
+/* The same for a linear layer: rows lie together. */
+static TARGET_AVX512 void finish_tokens(const plan *p, int64_t token, int64_t tokens, int64_t row,
+                                        int64_t rows, const bench *b) {
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t r = 0; r < rows; r += 16)
+            store(p->k, b->sums + t * PANEL + r, _mm512_loadu_ps(b->scales + r), _mm512_loadu_ps(b->bias + r),
+                  (token + t) * p->k->w.rows + row + r, least(16, rows - r));
 }
 
 /* A block of tokens with a panel of rows: span by span of weights, and every tile with each. */
 static void block(const plan *p, int64_t token, int64_t tokens, int64_t row, int64_t rows, bench *b) {
     find_windows(p, token, tokens, b->first);
     for (int64_t unit = 0; unit < p->units; unit += NEAR)
-        for (int64_t t = 0; t < tokens; t += TOKENS) {
+        for (int64_t t = 0; t < tokens; t += AT_ONCE) {
             int32_t *sums = b->sums + t * PANEL;
             const tile tile = {b->panel + unit * PANEL, p->places + unit, least(NEAR, p->units - unit),
                                p->x.units, b->first + t, unit ? sums : b->starts, unit ? PANEL : 0, sums};
-            p->multiply(&tile, (int)least(TOKENS, tokens - t), rows > PANEL / 2);
+            p->multiply(&tile, (int)least(AT_ONCE, tokens - t), rows > PANEL / 2);
         }
-    finish(p, token, tokens, row, rows, b);
+    (p->k->pixels ? finish_pixels : finish_tokens)(p, token, tokens, row, rows, b);
 }
 
 /* Blocks of tokens times panels of rows, panel by panel: a thread expands those that it works with. */
@@ -229,9 +243,9 @@ static void run(const plan *p) {
 static void find_places(const plan *p) {
     const window *w = p->k->a.window;
     for (int64_t u = 0; u < p->units; u++) {
-        const int64_t block = u / p->area, y = u % p->area / w->kernel[1], x = u % w->kernel[1];
-        const int64_t line = block * p->x.plane + y * w->dilation[0] * p->x.width;
-        p->places[u] = (line + x * w->dilation[1]) * (int64_t)sizeof(uint32_t);
+        const int64_t block = u / p->area, y = w ? u % p->area / w->kernel[1] : 0, x = w ? u % w->kernel[1] : 0;
+        const int64_t within = w ? y * w->dilation[0] * p->x.width + x * w->dilation[1] : 0;
+        p->places[u] = (block * (w ? p->x.plane : 1) + within) * (int64_t)sizeof(uint32_t);
     }
 }
 
@@ -242,8 +256,9 @@ enum outcome mf_direct(const call *k, int *done) {
     const enum outcome outcome = mf_planes(&k->a, k->engine, k->threads, &p.x);
     *done = p.x.units != NULL;
     if (!*done) return outcome;
-    p.area = w->kernel[0] * w->kernel[1], p.units = p.x.blocks * p.area;
-    p.step = least(ceil_div(COLUMNS / p.area + 1, 8) * 8, ceil_div(w->channels, 8) * 8);
+    p.area = w ? w->kernel[0] * w->kernel[1] : 1, p.channels = k->w.columns / p.area;
+    p.units = p.x.blocks * p.area;
+    p.step = least(ceil_div(COLUMNS / p.area + 1, 8) * 8, ceil_div(p.channels, 8) * 8);
     const int64_t dwords = lines(ceil_div(p.step * p.area, dword_columns(k->w.how)));
     p.room = (p.units + BLOCK + ACROSS + dwords * k->units) * PANEL;
     p.places = malloc((size_t)p.units * sizeof(int64_t));
@@ -264,7 +279,9 @@ static int are_signed(const formats *how) {
 
 int mf_is_direct(const call *k) {
 #ifdef MINIFLOAT_X86
-    if (!mf_shares_pixels(k) || k->w.groups != 1 || k->level < AVX512 || k->engine == WORDS) return 0;
+    if (!mf_shares_grid(k) || k->w.groups != 1 || k->level < AVX512 || k->engine == WORDS) return 0;
+    if (!k->a.window && (k->engine == REALS || k->w.columns % unit_columns(k->engine))) return 0;
+    if (!k->a.window && k->a.tokens < LINEAR) return 0;
     return k->engine != BYTES || (k->w.columns <= 1 << 16 && are_signed(k->w.how));
 #else
     (void)k;

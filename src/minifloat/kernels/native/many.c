@@ -258,7 +258,7 @@ static void run(const plan *p) {
 
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
-    if (mf_shares_pixels(k)) {
+    if (k->a.window && mf_shares_grid(k)) {
         const enum outcome outcome =
             mf_pixels(&k->a, k->engine, k->dwords, k->units, k->threads, &p.pixels);
         if (outcome != DONE) return outcome;

@@ -53,25 +53,58 @@ static TARGET_AVX512 int put_lines(const planes *p, int64_t image, int64_t y, in
     return lost;
 }
 
+/* Some tokens on the grid, whose columns fill whole units. */
+static TARGET_AVX512 int put_tokens(const planes *p, int64_t token, int64_t count, float *row) {
+    const int64_t columns = p->a->columns, numbers = count * columns;
+    uint32_t *out = p->units + token * p->blocks;
+    uint8_t *bytes = (uint8_t *)out;
+    const int lost = mf_put(p->a, p->engine, token * columns, numbers, row);
+    if (p->engine == BYTES)
+        for (int64_t i = 0; i < numbers; i++) bytes[i] = (uint8_t)((int32_t)row[i] + LIFT);
+    else
+        mf_narrow(row, numbers, p->engine, out);
+    return lost;
+}
+
+/* Counts of what is put at once: runs of lines or tokens, and the numbers of one. */
+typedef struct {
+    int64_t images, each; /* runs of an image */
+    int64_t length, numbers;
+} runs;
+
+static runs runs_of(const activations *a) {
+    const window *w = a->window;
+    if (!w) {
+        const int64_t length = ceil_div(4 * TOGETHER, a->columns);
+        return (runs){1, ceil_div(a->tokens, length), length, length * a->columns};
+    }
+    const int64_t length = least(ceil_div(TOGETHER, w->size[1]), w->size[0]);
+    const int64_t images = a->tokens / (w->out[0] * w->out[1]);
+    return (runs){images, ceil_div(w->size[0], length), length, 4 * length * w->size[1]};
+}
+
+static int put_run(const planes *p, const runs *r, int64_t i, float *own) {
+    const int64_t at = i % r->each * r->length, all = p->a->window ? p->a->window->size[0] : p->a->tokens;
+    const int64_t count = least(r->length, all - at);
+    return p->a->window ? put_lines(p, i / r->each, at, count, own) : put_tokens(p, at, count, own);
+}
+
 enum outcome mf_planes(const activations *a, enum engine engine, int threads, planes *p) {
     const window *w = a->window;
-    const int64_t images = a->tokens / (w->out[0] * w->out[1]);
-    const int64_t together = least(ceil_div(TOGETHER, w->size[1]), w->size[0]);
-    const int64_t each = ceil_div(w->size[0], together), room = lines(4 * together * w->size[1]);
+    const runs r = runs_of(a);
+    const int64_t room = lines(r.numbers);
     int lost = 0;
-    *p = (planes){.a = a, .engine = engine, .blocks = ceil_div(w->channels, unit_columns(engine))};
-    p->width = w->size[1] + 2 * w->padding[1];
-    p->plane = p->width * (w->size[0] + 2 * w->padding[0]);
-    p->units = room_for(images * p->blocks * p->plane);
+    *p = (planes){.a = a, .engine = engine, .width = 1, .plane = a->tokens};
+    p->blocks = ceil_div(w ? w->channels : a->columns, unit_columns(engine));
+    if (w) p->width = w->size[1] + 2 * w->padding[1];
+    if (w) p->plane = p->width * (w->size[0] + 2 * w->padding[0]);
+    p->units = room_for(r.images * p->blocks * p->plane);
     float *own = room_for(threads * room);
     const enum outcome outcome = p->units && own ? DONE : NO_MEMORY;
     if (outcome == DONE)
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : lost)
-        for (int64_t i = 0; i < images * each; i++) {
-            const int64_t y = i % each * together;
-            lost |= put_lines(p, i / each, y, least(together, w->size[0] - y),
-                              own + thread_number() * room);
-        }
+        for (int64_t i = 0; i < r.images * r.each; i++)
+            lost |= put_run(p, &r, i, own + thread_number() * room);
     free(own);
     if (lost || outcome == NO_MEMORY) free(p->units), p->units = NULL;
     return outcome;

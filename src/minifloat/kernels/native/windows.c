@@ -3,8 +3,8 @@
 
 #include "windows.h"
 
-int mf_shares_pixels(const call *k) {
-    if (!k->a.window || k->w.zeros) return 0; /* zero points ask for sums of every window */
+int mf_shares_grid(const call *k) {
+    if (k->w.zeros) return 0; /* zero points ask for sums of every window */
     if (k->a.how->input == AS_IT_COMES) return 1;
     return k->a.given && k->a.given_stride == 0 && input_groups(&k->a) == 1;
 }

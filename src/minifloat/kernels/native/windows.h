@@ -5,8 +5,8 @@
 
 #include "call.h"
 
-/* Whether all windows see a pixel alike: on one grid for all, or as it comes. */
-int mf_shares_pixels(const call *k);
+/* Whether all activations are on one grid, or as they come: every window sees a pixel alike. */
+int mf_shares_grid(const call *k);
 
 /* Numbers of an engine's width [images][channels + 1][plane]: the padding is around the images, and the
    last channel is zero. */
