@@ -67,7 +67,7 @@ def test_more_channels_than_are_brought_into_order_at_once(
 def test_linear_layers_of_many_tokens(pair: tuple[Format, Format | None]) -> None:
     for columns, rows in ((8, 5), (36, 64), (1040, 70), (33, 3)):
         layer = packed(nn.Linear(columns, rows), pair)
-        for tokens in (64, 193, 577):
+        for tokens in (256, 577):
             x = torch.randn(tokens, columns)
             assert_close(layer(x), expected(layer, x))
 
@@ -90,7 +90,7 @@ def test_threads_and_memory_change_no_bit(pair: tuple[Format, Format | None]) ->
 @torch.no_grad()
 def test_nan_of_a_token_stays_its_own() -> None:
     layer = packed(nn.Linear(16, 8), PAIRS["int8 x int8"])
-    x = torch.randn(100, 16)
+    x = torch.randn(300, 16)
     x[7, 3] = math.nan
     lost = layer(x).isnan()
     assert lost[7].all()

@@ -1,39 +1,25 @@
 /* A layer whose rows have one scale, and so have its activations: columns may be summed in any order. In
-   that of a kernel's places, with neighbouring channels in one unit, windows are read where the pixels lie
-   (`planes.c`); tokens of a linear layer are windows of one pixel. The weights are brought into this order as
-   they are expanded, once for all tokens. */
+   that of a kernel's places, with neighbouring channels in one unit, windows are read where the pixels
+   lie (`planes.c`); tokens of a linear layer are windows of one pixel. The weights are brought into this
+   order as they are expanded, once for all tokens. */
 
 #include "direct.h"
-#include "expand.h"
 #include "panels.h"
+#include "places.h"
 #include "planes.h"
 #include "windows.h"
 
-#define LINEAR 64 /* tokens of a linear layer from which on it pays to bring its weights into order */
+#define LINEAR 256 /* tokens of a linear layer from which on it pays to bring its weights into order */
 
 #ifdef MINIFLOAT_X86
-#define AT_ONCE 6   /* tokens of a tile: 24 registers of sums */
 #define BLOCK 192   /* tokens whose sums wait: a multiple of AT_ONCE and of ACROSS */
 #define NEAR 1024   /* units whose weights the second-level cache holds beside the pixels */
 #define COLUMNS 512 /* that are expanded at once, but at least 8 channels */
 
 typedef struct {
-    const uint32_t *panel;  /* [units][PANEL] */
-    const int64_t *places;  /* of the units, in bytes from a window's first */
-    int64_t units;
-    const uint32_t *x;
-    const int64_t *first;   /* [AT_ONCE] unit of a window */
-    const int32_t *before;  /* sums to begin with, `apart` for each token */
-    int64_t apart;
-    int32_t *sums;          /* [AT_ONCE][PANEL] */
-} tile;
-
-typedef void (*tile_kernel_of)(const tile *p, int tokens, int wide);
-
-typedef struct {
     const call *k;
     panel_kernel kernel;
-    tile_kernel_of multiply;
+    place_kernel multiply;
     planes x;
     int64_t channels, area; /* of a window: the places of its kernel, or one */
     int64_t units;          /* of a row */
@@ -52,56 +38,6 @@ typedef struct {
     int64_t first[BLOCK];      /* units of the windows of a block's tokens */
 } bench;
 
-/* T tokens times Q registers of rows. */
-#define TILE(KIND, T, Q, TARGET)                                                                  \
-    static TARGET void tile_##KIND##_##T##_##Q(const tile *p) {                                   \
-        const char *x[T];                                                                         \
-        __m512i s[T][Q], w[Q];                                                                    \
-        UNROLL for (int n = 0; n < T; n++) {                                                      \
-            x[n] = (const char *)(p->x + p->first[n]);                                            \
-            UNROLL for (int q = 0; q < Q; q++)                                                    \
-                s[n][q] = _mm512_loadu_si512(p->before + n * p->apart + 16 * q);                  \
-        }                                                                                         \
-        const uint32_t *panel = p->panel;                                                         \
-        for (int64_t u = 0; u < p->units; u++, panel += PANEL) {                                  \
-            const int64_t place = p->places[u];                                                   \
-            UNROLL for (int q = 0; q < Q; q++) w[q] = _mm512_loadu_si512(panel + 16 * q);         \
-            UNROLL for (int n = 0; n < T; n++) {                                                  \
-                const __m512i one = _mm512_set1_epi32(*(const int32_t *)(x[n] + place));          \
-                UNROLL for (int q = 0; q < Q; q++) SUM_##KIND(s[n][q], one, w[q]);                \
-            }                                                                                     \
-        }                                                                                         \
-        UNROLL for (int n = 0; n < T; n++)                                                        \
-            UNROLL for (int q = 0; q < Q; q++)                                                    \
-                _mm512_storeu_si512(p->sums + n * PANEL + 16 * q, s[n][q]);                       \
-    }
-
-#define TILES(KIND, TARGET)                                                                       \
-    TILE(KIND, 1, 2, TARGET)                                                                      \
-    TILE(KIND, 2, 2, TARGET)                                                                      \
-    TILE(KIND, 3, 2, TARGET)                                                                      \
-    TILE(KIND, 4, 2, TARGET)                                                                      \
-    TILE(KIND, 5, 2, TARGET)                                                                      \
-    TILE(KIND, 6, 2, TARGET)                                                                      \
-    TILE(KIND, 1, 4, TARGET)                                                                      \
-    TILE(KIND, 2, 4, TARGET)                                                                      \
-    TILE(KIND, 3, 4, TARGET)                                                                      \
-    TILE(KIND, 4, 4, TARGET)                                                                      \
-    TILE(KIND, 5, 4, TARGET)                                                                      \
-    TILE(KIND, 6, 4, TARGET)                                                                      \
-    static void tile_##KIND(const tile *p, int tokens, int wide) {                                \
-        static void (*const kernels[2][AT_ONCE])(const tile *) = {                                 \
-            {tile_##KIND##_1_2, tile_##KIND##_2_2, tile_##KIND##_3_2, tile_##KIND##_4_2,          \
-             tile_##KIND##_5_2, tile_##KIND##_6_2},                                               \
-            {tile_##KIND##_1_4, tile_##KIND##_2_4, tile_##KIND##_3_4, tile_##KIND##_4_4,          \
-             tile_##KIND##_5_4, tile_##KIND##_6_4}};                                              \
-        kernels[wide][tokens - 1](p);                                                             \
-    }
-
-TILES(REALS, TARGET_AVX512)
-TILES(BYTES, TARGET_VNNI)
-TILES(BRAINS, TARGET_BF16)
-
 /* One number of a unit's channels from the unit that holds it to its place among them, for all rows. */
 static TARGET_AVX512 void move(const uint32_t *from, int shift, uint32_t mask, int to, int32_t bias,
                                uint32_t *restrict out, uint32_t *restrict sums) {
@@ -116,7 +52,8 @@ static TARGET_AVX512 void move(const uint32_t *from, int shift, uint32_t mask, i
 static void arrange(const plan *p, int64_t first, const uint32_t *scratch, uint32_t *panel,
                     uint32_t *sums) {
     const call *k = p->k;
-    const int each = unit_columns(k->engine), U = k->units, P = dword_columns(k->w.how), bits = 32 / each;
+    const int each = unit_columns(k->engine), bits = 32 / each, U = k->units;
+    const int64_t P = dword_columns(k->w.how);
     const int64_t channels = least(p->step, p->channels - first);
     const uint32_t mask = each == 1 ? ~0u : (1u << bits) - 1;
     const int32_t bias = k->engine == BYTES ? k->w.how->bias : 0;
@@ -169,8 +106,8 @@ static inline TARGET_AVX512 void store(const call *k, const void *sums, __m512 s
                                        int64_t at, int64_t count) {
     const __m512i sum = _mm512_loadu_si512(sums);
     const __m512 own = k->engine == BYTES ? _mm512_cvtepi32_ps(sum) : _mm512_castsi512_ps(sum);
-    const __m512 x = k->engine == REALS || !k->a.given ? own : _mm512_mul_ps(own, _mm512_set1_ps(k->a.given[0]));
-    const __m512 result = _mm512_fmadd_ps(x, scale, bias);
+    const __m512 factor = _mm512_set1_ps(k->engine == REALS || !k->a.given ? 1 : k->a.given[0]);
+    const __m512 result = _mm512_fmadd_ps(_mm512_mul_ps(own, factor), scale, bias);
     float y[ACROSS];
     if (k->a.kind == FLOAT32) {
         _mm512_mask_storeu_ps((float *)k->out + at, (__mmask16)((1u << count) - 1), result);
@@ -200,9 +137,11 @@ static TARGET_AVX512 void finish_pixels(const plan *p, int64_t token, int64_t to
 static TARGET_AVX512 void finish_tokens(const plan *p, int64_t token, int64_t tokens, int64_t row,
                                         int64_t rows, const bench *b) {
     for (int64_t t = 0; t < tokens; t++)
-        for (int64_t r = 0; r < rows; r += 16)
-            store(p->k, b->sums + t * PANEL + r, _mm512_loadu_ps(b->scales + r), _mm512_loadu_ps(b->bias + r),
-                  (token + t) * p->k->w.rows + row + r, least(16, rows - r));
+        for (int64_t r = 0; r < rows; r += 16) {
+            const __m512 scales = _mm512_loadu_ps(b->scales + r), bias = _mm512_loadu_ps(b->bias + r);
+            const int64_t at = (token + t) * p->k->w.rows + row + r;
+            store(p->k, b->sums + t * PANEL + r, scales, bias, at, least(16, rows - r));
+        }
 }
 
 /* A block of tokens with a panel of rows: span by span of weights, and every tile with each. */
@@ -211,8 +150,9 @@ static void block(const plan *p, int64_t token, int64_t tokens, int64_t row, int
     for (int64_t unit = 0; unit < p->units; unit += NEAR)
         for (int64_t t = 0; t < tokens; t += AT_ONCE) {
             int32_t *sums = b->sums + t * PANEL;
-            const tile tile = {b->panel + unit * PANEL, p->places + unit, least(NEAR, p->units - unit),
-                               p->x.units, b->first + t, unit ? sums : b->starts, unit ? PANEL : 0, sums};
+            const place_tile tile = {
+                b->panel + unit * PANEL, p->places + unit, least(NEAR, p->units - unit), p->x.units,
+                b->first + t, unit ? sums : b->starts, unit ? PANEL : 0, sums};
             p->multiply(&tile, (int)least(AT_ONCE, tokens - t), rows > PANEL / 2);
         }
     (p->k->pixels ? finish_pixels : finish_tokens)(p, token, tokens, row, rows, b);
@@ -243,16 +183,20 @@ static void run(const plan *p) {
 static void find_places(const plan *p) {
     const window *w = p->k->a.window;
     for (int64_t u = 0; u < p->units; u++) {
-        const int64_t block = u / p->area, y = w ? u % p->area / w->kernel[1] : 0, x = w ? u % w->kernel[1] : 0;
-        const int64_t within = w ? y * w->dilation[0] * p->x.width + x * w->dilation[1] : 0;
-        p->places[u] = (block * (w ? p->x.plane : 1) + within) * (int64_t)sizeof(uint32_t);
+        int64_t place = u; /* of a linear layer */
+        if (w) {
+            const int64_t y = u % p->area / w->kernel[1] * w->dilation[0];
+            const int64_t x = u % w->kernel[1] * w->dilation[1];
+            place = u / p->area * p->x.plane + y * p->x.width + x;
+        }
+        p->places[u] = place * (int64_t)sizeof(uint32_t);
     }
 }
 
 enum outcome mf_direct(const call *k, int *done) {
     const window *w = k->a.window;
     plan p = {.k = k, .kernel = mf_panel_kernel(k->engine, k->w.how->bits, k->level)};
-    p.multiply = k->engine == BYTES ? tile_BYTES : k->engine == BRAINS ? tile_BRAINS : tile_REALS;
+    p.multiply = mf_place_kernel(k->engine);
     const enum outcome outcome = mf_planes(&k->a, k->engine, k->threads, &p.x);
     *done = p.x.units != NULL;
     if (!*done) return outcome;

@@ -25,7 +25,8 @@ static inline void fill(uint32_t *out, int64_t count, uint32_t zero) {
 
 /* Some lines of an image on the grid, with the padding beside and, at the ends, above and below them;
    whether there was a NaN. `rows` has room for the lines of a unit's channels. */
-static TARGET_AVX512 int put_lines(const planes *p, int64_t image, int64_t y, int64_t count, float *rows) {
+static TARGET_AVX512 int put_lines(const planes *p, int64_t image, int64_t y, int64_t count,
+                                   float *rows) {
     const window *w = p->a->window;
     const int each = unit_columns(p->engine);
     const int64_t numbers = count * w->size[1], side = w->padding[1];
@@ -84,9 +85,10 @@ static runs runs_of(const activations *a) {
 }
 
 static int put_run(const planes *p, const runs *r, int64_t i, float *own) {
-    const int64_t at = i % r->each * r->length, all = p->a->window ? p->a->window->size[0] : p->a->tokens;
-    const int64_t count = least(r->length, all - at);
-    return p->a->window ? put_lines(p, i / r->each, at, count, own) : put_tokens(p, at, count, own);
+    const window *w = p->a->window;
+    const int64_t at = i % r->each * r->length;
+    if (!w) return put_tokens(p, at, least(r->length, p->a->tokens - at), own);
+    return put_lines(p, i / r->each, at, least(r->length, w->size[0] - at), own);
 }
 
 enum outcome mf_planes(const activations *a, enum engine engine, int threads, planes *p) {

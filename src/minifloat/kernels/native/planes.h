@@ -1,4 +1,5 @@
-/* Activations on one grid, neighbouring channels of a pixel or columns of a token in one unit (`planes.c`). */
+/* Activations on one grid, with neighbouring channels of a pixel, or columns of a token, in one unit
+   (`planes.c`). */
 
 #ifndef MINIFLOAT_PLANES_H
 #define MINIFLOAT_PLANES_H
@@ -13,7 +14,7 @@
 typedef struct {
     const activations *a;
     enum engine engine;
-    int64_t blocks;       /* of channels, as many as a unit holds; the last one is filled up with zeros */
+    int64_t blocks;       /* of channels, as many as a unit holds; the last is filled up with zeros */
     int64_t width, plane; /* of an image with the padding */
     uint32_t *units;      /* NULL: a NaN is among them, which integers cannot say */
 } planes;
