@@ -2,9 +2,11 @@
 
     python -m benchmarks.end_to_end --model FOLDER [--threads 1 2] [--llama FILE ...] [--compiled]
     python -m benchmarks.end_to_end --pipeline zoo/unet-text [--threads 1 2]
+    python -m benchmarks.end_to_end --unet 320 640 [--threads 1 2]
 
 Weights are rounded to nearest: the time does not depend on how they were rounded. A language model reads
-a prompt and goes on with transformers' own `generate`; an image takes the pipeline's own sampler. Each
+a prompt and goes on with transformers' own `generate`; an image takes the pipeline's own sampler; a
+U-Net of given channels, built as Stable Diffusion's with random weights, takes one step. Each
 contestant runs in turn, all of them several times, and its best counts. `--llama` names GGUF files that
 llama.cpp (node-llama-cpp) takes its turns with, in a process that waits while others run. On a machine
 with other work, `--cpu` counts the processes' own time in place of the wall clock's (one thread alone).
@@ -47,7 +49,9 @@ IMAGES = {
     "FP8 x FP8": {"weight_bits": "8"},
     "INT4 x INT8": {"family": "int"},
     "INT8 x INT8": {"family": "int", "weight_bits": "8"},
+    "FP4 x INT8": {"formats": "e2m1, int8"},
 }
+PLAIN = {"rounding": "nearest", "search": "false", "group_size": "-1"}
 Figures = dict[str, float]
 Contestant = Callable[[], Figures]
 Clock = Callable[[], float]
@@ -113,7 +117,7 @@ def over_theory(model: nn.Module, report: dict[str, Any]) -> float:
 
 
 def pipelines(
-    folder: str, steps: int, images: int, clock: Clock
+    folder: str, only: list[str], steps: int, images: int, clock: Clock
 ) -> tuple[dict[str, Contestant], dict[str, float]]:
     """The same for a diffusion pipeline."""
     prompts = read_prompts(Path(folder) / "heldout.safetensors").rows(0, images)
@@ -127,14 +131,62 @@ def pipelines(
         return turn
 
     turns, sizes = {"fp32": sampling(open_pipeline(folder))}, {}
-    for name, settings in IMAGES.items():
+    for name in chosen(only):
         pipe = open_pipeline(folder)
         _, network = denoiser(pipe)
         calls = record(network, sampling(pipe), limit=2, seed=0)
-        chosen = {"rounding": "nearest", "search": "false", "group_size": "-1"} | settings
-        report = quantize(network, build("fp-diffusion", chosen), calls)
-        turns[name], sizes[name] = sampling(pipe), over_theory(network, report)
+        sizes[name] = pack(network, name, calls)
+        turns[name] = sampling(pipe)
     return turns, sizes
+
+
+def unets(
+    channels: list[int], only: list[str], clock: Clock
+) -> tuple[dict[str, Contestant], dict[str, float]]:
+    """The same for a step of a U-Net on latents of 32 x 32, twice for guidance."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=["CrossAttnDownBlock2D"] * len(channels),
+        up_block_types=["CrossAttnUpBlock2D"] * len(channels),
+        cross_attention_dim=768,
+    ).eval()
+    call = {
+        "sample": torch.randn(2, 4, 32, 32),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(2, 77, 768),
+    }
+
+    def stepping(network: nn.Module) -> Contestant:
+        @torch.inference_mode()
+        def turn() -> Figures:
+            before = clock()
+            network(**call)
+            return {"step, ms": 1e3 * (clock() - before)}
+
+        return turn
+
+    turns, sizes = {"fp32": stepping(network)}, {}
+    for name in chosen(only):
+        packed = copy.deepcopy(network)
+        sizes[name] = pack(packed, name, [call])
+        turns[name] = stepping(packed)
+    return turns, sizes
+
+
+def chosen(only: list[str]) -> list[str]:
+    return [name for name in IMAGES if not only or name in only]
+
+
+def pack(network: nn.Module, name: str, calls: list[Any]) -> float:
+    """Pack a denoiser as IMAGES says; bytes over theory."""
+    return over_theory(
+        network, quantize(network, build("fp-diffusion", PLAIN | IMAGES[name]), calls)
+    )
 
 
 class Llama:
@@ -195,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="folder of a language model")
     parser.add_argument("--pipeline", help="folder of a pipeline with its held-out prompts")
+    parser.add_argument("--unet", nargs="+", type=int, metavar="CHANNELS", help="of its levels")
     parser.add_argument("--llama", nargs="+", metavar="FILE", default=[], help="GGUF files")
     parser.add_argument("--threads", nargs="*", type=int, default=[1])
     parser.add_argument("--steps", type=int, default=5)
@@ -205,13 +258,15 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="one contestant compiled too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if (args.model is None) == (args.pipeline is None):
-        parser.error("give --model or --pipeline")
+    if sum(given is not None for given in (args.model, args.pipeline, args.unet)) != 1:
+        parser.error("give one of --model, --pipeline and --unet")
     clock = time.process_time if args.cpu else time.perf_counter
     if args.model:
         turns, sizes = language_models(args.model, args.only, clock, args.compiled)
+    elif args.pipeline:
+        turns, sizes = pipelines(args.pipeline, args.only, args.steps, args.images, clock)
     else:
-        turns, sizes = pipelines(args.pipeline, args.steps, args.images, clock)
+        turns, sizes = unets(args.unet, args.only, clock)
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)

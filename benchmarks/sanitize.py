@@ -21,7 +21,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = [f"tests/kernels/test_{name}.py" for name in ("cpu", "conv", "cpu_attention")]
+FILES = ("cpu", "conv", "cpu_attention", "direct", "interleave")
+TESTS = [f"tests/kernels/test_{name}.py" for name in FILES]
 FLAGS = {
     "address": ["-fsanitize=address"],
     "undefined": ["-fsanitize=undefined"],

@@ -130,8 +130,9 @@ def _prepared(
     assert spec is not None
     if not formats.rounds_input:
         return fake_quantize(x, spec, static), None
-    scale = input_scale(x.reshape(-1, x.shape[-1]).float(), spec, static)
-    return x, scale.values(spec).contiguous()
+    if static is None or spec.dynamic:
+        static = input_scale(x.reshape(-1, x.shape[-1]).float(), spec, static)
+    return x, static.values(spec).contiguous()
 
 
 def _wide(bias: Tensor | None) -> Tensor | None:

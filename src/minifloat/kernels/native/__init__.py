@@ -151,8 +151,10 @@ def conv2d(
     images, channels, *size = x.shape
     out = result_size(size, geometry)
     y = x.new_empty((images, codes.shape[0], *out))
-    window = (ctypes.c_int64 * 13)(channels, *size, *geometry, *out)
-    x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
+    if x.stride()[1:] != (size[0] * size[1], size[1], 1):  # images may be apart: a span of channels
+        x = x.contiguous()
+    window = (ctypes.c_int64 * 14)(channels, *size, *geometry, *out, x.stride(0))
+    codes, scales = codes.contiguous(), scales.contiguous()
     failed = _function("mf_conv2d")(
         formats.address,
         x.data_ptr(),

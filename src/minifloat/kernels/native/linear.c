@@ -5,6 +5,7 @@
    output is summed by one thread in an order that does not depend on their number. */
 
 #include "call.h"
+#include "direct.h"
 
 #define FEW 4  /* tokens up to which row by row is faster than panels */
 
@@ -41,9 +42,14 @@ static enum engine engine_of(const call *k, int few) {
 
 static int run(call *k) {
     const int few = k->a.tokens <= FEW && !k->w.interleaved;
+    int done = 0;
     k->dwords = ceil_div(k->w.columns, 16 * dword_columns(k->w.how)) * 16;
     k->engine = engine_of(k, few);
     k->units = dword_columns(k->w.how) / unit_columns(k->engine);
+    if (!few && mf_is_direct(k)) {
+        const enum outcome outcome = mf_direct(k, &done);
+        if (done || outcome != DONE) return outcome;
+    }
     return few ? mf_few(k) : mf_many(k);
 }
 

@@ -277,13 +277,6 @@ static void run(const plan *p) {
     }
 }
 
-/* Whether all windows see a pixel alike: on one grid for all, or as it comes. */
-static int shares_pixels(const call *k) {
-    if (!k->a.window || k->w.zeros) return 0; /* zero points ask for sums of every window */
-    if (k->a.how->input == AS_IT_COMES) return 1;
-    return k->a.given && k->a.given_stride == 0 && input_groups(&k->a) == 1;
-}
-
 /* Codes whose look-up costs more than their product are expanded once for all tiles. */
 static panel_kernel kernel_of(const call *k) {
     const int bits = k->w.how->bits, costly = bits != 4 && k->engine != BYTES && k->a.tokens > TOKENS;
@@ -293,7 +286,7 @@ static panel_kernel kernel_of(const call *k) {
 
 int mf_many(const call *k) {
     plan p = {.k = k, .kernel = kernel_of(k)};
-    if (shares_pixels(k)) {
+    if (k->a.window && mf_shares_grid(k)) {
         const enum outcome outcome =
             mf_pixels(&k->a, k->engine, k->dwords, k->units, k->threads, &p.pixels);
         if (outcome != DONE) return outcome;

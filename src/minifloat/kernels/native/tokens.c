@@ -69,8 +69,8 @@ static void load_window(const activations *a, int64_t token, float *row) {
         memset(row, 0, (size_t)a->columns * sizeof(float));
     for (int64_t i = ys[0]; i < ys[1]; i++)
         for (int64_t j = xs[0]; j < xs[1]; j++) {
-            const int64_t line = image * w->channels * w->size[0] + y + i * w->dilation[0];
-            const int64_t at = line * w->size[1] + x + j * w->dilation[1];
+            const int64_t line = (y + i * w->dilation[0]) * w->size[1];
+            const int64_t at = image * w->apart + line + x + j * w->dilation[1];
             float *to = row + i * w->kernel[1] + j;
             for (int64_t c = 0; c < w->channels; c++)
                 to[c * area] = number(a, at + c * w->size[0] * w->size[1]);

@@ -19,6 +19,7 @@ enum engine { REALS, BRAINS, BYTES, WORDS };
 /* A convolution over x [images][channels][height][width]; pairs are along the height and the width. */
 typedef struct {
     int64_t channels, size[2], kernel[2], stride[2], padding[2], dilation[2], out[2];
+    int64_t apart; /* numbers from an image to the next one */
 } window;
 
 /* The activations of one call. A token of a convolution is a pixel of the result: all that its window

@@ -3,6 +3,12 @@
 
 #include "windows.h"
 
+int mf_shares_grid(const call *k) {
+    if (k->w.zeros) return 0; /* zero points ask for sums of every window */
+    if (k->a.how->input == AS_IT_COMES) return 1;
+    return k->a.given && k->a.given_stride == 0 && input_groups(&k->a) == 1;
+}
+
 /* A column's place from the first pixel of a window; columns past the last lie in the channel of zeros. */
 static int64_t place_of(const pixels *p, int64_t column) {
     const window *w = p->a->window;
@@ -15,7 +21,7 @@ static int64_t place_of(const pixels *p, int64_t column) {
 /* A line of an image on the grid; whether it had a NaN that the engine's numbers cannot say. */
 static int put_line(const pixels *p, int64_t image, int64_t channel, int64_t y, float *line) {
     const window *w = p->a->window;
-    const int64_t from = ((image * w->channels + channel) * w->size[0] + y) * w->size[1];
+    const int64_t from = image * w->apart + (channel * w->size[0] + y) * w->size[1];
     const int64_t plane = image * (w->channels + 1) + channel;
     const int64_t to = plane * p->plane + (y + w->padding[0]) * p->width + w->padding[1];
     const int lost = mf_put(p->a, p->engine, from, w->size[1], line);

@@ -5,6 +5,9 @@
 
 #include "call.h"
 
+/* Whether all activations are on one grid, or as they come: every window sees a pixel alike. */
+int mf_shares_grid(const call *k);
+
 /* Numbers of an engine's width [images][channels + 1][plane]: the padding is around the images, and the
    last channel is zero. */
 typedef struct {
