@@ -199,18 +199,27 @@ def test_ragged_layers_stay_row_by_row() -> None:
 
 
 def test_convolutions_take_it() -> None:
-    static = QuantSpec(formats.INT8, (-1, -1), dynamic=True)
-    for inputs in (static, None, INT8_TOKEN):
-        for images, size in ((1, 1), (2, 3), (3, 15)):
-            conv = nn.Conv2d(8, 48, 3, padding=1)
-            spec = LayerSpec(INT8_CHANNEL, inputs)
-            layer = QConv2d(conv, spec)
-            layer.fill(encode(conv.weight, INT8_CHANNEL), bias=conv.bias)
-            x = torch.randn(images, 8, size, size)
-            expected = layer(x)
-            layer.interleave()
-            assert layer.interleaved
-            assert_close(layer(x), expected)
+    tensor = QuantSpec(formats.INT8, (-1, -1), dynamic=True)
+    weights = ("int8 row", "e3m0 row", "e4m3 row", "e3m2 row", "int4 g32")
+    for weight in (WEIGHTS[name] for name in weights):
+        for inputs in (tensor, replace(tensor, format=formats.E4M3), None, INT8_TOKEN):
+            for images, size in ((1, 1), (2, 3), (3, 15)):
+                conv = nn.Conv2d(32, 80, 3, padding=1)
+                layer = QConv2d(conv, LayerSpec(weight, inputs))
+                layer.fill(encode(conv.weight, weight), bias=conv.bias)
+                x = torch.randn(images, 32, size, size)
+                expected = layer(x)
+                layer.interleave()
+                assert layer.interleaved
+                assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("weight", ["int8 row", "e3m0 row", "e4m3 row", "e4m3 tensor", "e3m2 row"])
+def test_many_tokens_on_one_grid_take_it(isa: None, weight: str) -> None:
+    for name in (formats.INT8, formats.E4M3):
+        x, layer = problem(LayerSpec(WEIGHTS[weight], QuantSpec(name, (-1, -1))), 150, 200, 112)
+        layer = layer._replace(input_scale=Scale(torch.full((1, 1), 0.03125)))
+        assert_close(fast.linear(x, side_by_side(layer)), reference.linear(x, layer))
 
 
 def test_an_embedding_looks_rows_up() -> None:
