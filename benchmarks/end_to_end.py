@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import finish
+from minifloat import QuantizedCache
 from minifloat.calibrate.trajectories import record
 from minifloat.method import quantize
 from minifloat.methods import build
@@ -57,12 +58,16 @@ Contestant = Callable[[], Figures]
 Clock = Callable[[], float]
 
 
-def generating(model: Any, clock: Clock, **how: Any) -> Contestant:
+def generating(
+    model: Any, clock: Clock, cache: Callable[[], Any] | None = None, **how: Any
+) -> Contestant:
     """Milliseconds of the prompt, and of each token after it; `how` goes to `generate`."""
     ids = torch.arange(PROMPT).unsqueeze(0) + 100
 
     @torch.inference_mode()
     def tokens(count: int) -> float:
+        if cache is not None:
+            how["past_key_values"] = cache()
         before = clock()
         model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, **how)
         return 1e3 * (clock() - before)
@@ -80,7 +85,22 @@ def compiled() -> dict[str, Any]:
 
     config = CompileConfig(mode="default", fullgraph=True)
     config._compile_all_devices = True  # it would compile for accelerators alone
-    return {"cache_implementation": "static", "compile_config": config}
+    return {"compile_config": config}
+
+
+def compiled_turns(model: Any, name: str, clock: Clock) -> dict[str, Contestant]:
+    """A packed model compiled, with transformers' cache and with one in few bits."""
+    few = copy.deepcopy(model)
+    few.set_attn_implementation("minifloat")
+
+    def cache() -> QuantizedCache:
+        return QuantizedCache(few.config, "int8-token", capacity=PROMPT + MORE + 1)
+
+    static = generating(model, clock, cache_implementation="static", **compiled())
+    return {
+        f"{name}, compiled": static,
+        f"{name}, cache INT8, compiled": generating(few, clock, cache, **compiled()),
+    }
 
 
 def language_models(
@@ -100,7 +120,7 @@ def language_models(
         report = quantize(packed, build("zeroquant-fp", NEAREST | settings), [batch])
         turns[name], sizes[name] = generating(packed, clock), over_theory(packed, report)
         if compile_one and name == COMPILED:
-            turns[f"{name}, compiled"] = generating(packed, clock, **compiled())
+            turns |= compiled_turns(packed, name, clock)
     return turns, sizes
 
 
