@@ -88,6 +88,7 @@ def test_a_fixed_capacity_keeps_the_same_and_its_step_is_compiled_whole() -> Non
     assert cache.is_compileable
     pieces = [logits(model, text[:, :17], cache, sizes[:2])]
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     step = torch.compile(model, fullgraph=True, backend="aot_eager")
     pieces.append(logits(step, text[:, 17:], cache, sizes[2:]))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -139,13 +139,10 @@ static void run(const plan *p, const void *query, int kind, float scaling, void 
     const int64_t rows = p->batch * p->heads * p->shared, tasks = p->batch * p->heads * p->spans;
     place(&p->keys), place(&p->values);
     for (int64_t r = 0; r < rows; r++) arrange(p, query, kind, scaling, r);
-#pragma omp parallel num_threads(p->threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < tasks; i++) attend(p, i / p->spans, i % p->spans);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) together(p, r, out, kind);
-    }
+#pragma omp parallel for num_threads(p->threads) schedule(static)
+    for (int64_t i = 0; i < tasks; i++) attend(p, i / p->spans, i % p->spans);
+#pragma omp parallel for num_threads(p->threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) together(p, r, out, kind);
 }
 
 /* out [batch, heads * shared, v_width] = attention of query [batch, heads * shared, k_width], of the kind of

@@ -4,18 +4,29 @@
 #include "cache.h"
 #include "expand.h"
 
+/* 16 numbers times the scales of their groups. */
+static void scale_lanes(const span *s, int64_t chunk, int token, float *out) {
+    const int32_t *places = s->of->places + 16 * chunk;
+    const int64_t first = token * s->of->groups + s->of->bases[chunk];
+    for (int j = 0; j < 16; j++) out[j] *= s->scales[first + places[j]];
+    if (s->zeros)
+        for (int j = 0; j < 16; j++) out[j] -= s->zeros[first + places[j]];
+}
+
 /* The numbers of a token, with their scales where a token has several. */
-static void decode_plain(const span *s, int token, float *out) {
+static void decode(const span *s, int token, float *out) {
     const states *of = s->of;
-    const int bits = of->how->bits, U = bits == 8 ? 1 : 2;
-    const uint8_t *codes = s->codes + token * of->bytes;
-    memset(out, 0, (size_t)of->room * sizeof(float));
-    for (int64_t k = 0; k < of->width; k++) {
-        float *at = out + place_of(of->how, k);
-        *at = of->how->values[code_of(codes, k, bits)];
-        if (one_scale(of)) continue;
-        const int64_t byte = k / U, g = token * of->groups + of->bases[byte / 16] + of->places[byte];
-        *at = *at * s->scales[g] - (s->zeros ? s->zeros[g] : 0);
+    const float *values = of->how->values;
+    const int U = of->how->bits == 8 ? 1 : 2;
+    for (int64_t c = 0; c < of->chunks; c++, out += 16 * U) {
+        const uint8_t *codes = s->codes + token * of->bytes + 16 * c;
+        uint8_t last[16] = {0};
+        if (of->bytes - 16 * c < 16) codes = memcpy(last, codes, (size_t)(of->bytes - 16 * c));
+        if (U == 1)
+            for (int j = 0; j < 16; j++) out[j] = values[codes[j]];
+        else
+            for (int j = 0; j < 16; j++) out[j] = values[codes[j] & 15], out[16 + j] = values[codes[j] >> 4];
+        for (int u = 0; u < U && !one_scale(of); u++) scale_lanes(s, c, token, out + 16 * u);
     }
 }
 
@@ -24,7 +35,7 @@ static void products_plain(const span *keys, const float *q, int queries, float 
     const int64_t room = keys->of->room;
     float number[room];
     for (int t = 0; t < keys->tokens; t++) {
-        decode_plain(keys, t, number);
+        decode(keys, t, number);
         for (int h = 0; h < queries; h++) {
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -39,7 +50,7 @@ static void sums_plain(const span *values, const float *p, int queries, float *o
     float number[room];
     memset(out, 0, (size_t)(queries * room) * sizeof(float));
     for (int t = 0; t < values->tokens; t++) {
-        decode_plain(values, t, number);
+        decode(values, t, number);
         for (int h = 0; h < queries; h++)
             for (int64_t k = 0; k < room; k++) out[h * room + k] += p[h * SPAN + t] * number[k];
     }

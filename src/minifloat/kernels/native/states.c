@@ -112,13 +112,14 @@ static inline __attribute__((always_inline)) uint8_t code_of_float(float x, cons
 /* Codes of a group, one a byte. */
 static inline __attribute__((always_inline)) void put(const grid *g, const float *x, int64_t count,
                                                       float scale, float zero, uint8_t *codes) {
-    const int mask = (1 << g->bits) - 1;
-    if (g->asymmetric)
-        for (int64_t k = 0; k < count; k++) codes[k] = (uint8_t)(int)within(whole(x[k] / scale) + zero, g);
-    else if (g->integer)
-        for (int64_t k = 0; k < count; k++) codes[k] = (uint8_t)((int)whole(within(x[k] / scale, g)) & mask);
+    const grid to = *g; /* which bytes written to memory cannot change */
+    const int mask = (1 << to.bits) - 1;
+    if (to.asymmetric)
+        for (int64_t k = 0; k < count; k++) codes[k] = (uint8_t)(int)within(whole(x[k] / scale) + zero, &to);
+    else if (to.integer)
+        for (int64_t k = 0; k < count; k++) codes[k] = (uint8_t)((int)whole(within(x[k] / scale, &to)) & mask);
     else
-        for (int64_t k = 0; k < count; k++) codes[k] = code_of_float(x[k] / scale, g);
+        for (int64_t k = 0; k < count; k++) codes[k] = code_of_float(x[k] / scale, &to);
 }
 
 /* One group: its codes, and its scale and zero point at place `to`. */
@@ -126,6 +127,7 @@ static inline __attribute__((always_inline)) void quantize(const grid *g, const 
                                                            const stored *out, int64_t to, uint8_t *codes) {
     int32_t peak = 0;
     float low = 0, high = 0;
+#pragma omp simd reduction(max : peak, high) reduction(min : low)
     for (int64_t k = 0; k < count; k++) {
         const int32_t bits = (int32_t)(bits_of(x[k]) & 0x7fffffff);
         peak = bits > peak ? bits : peak;
