@@ -11,13 +11,16 @@ from minifloat.timing import plain
 
 
 def build(weights: qtype, activations: qtype | None, w: Tensor, count: int) -> Built:
-    layers = [nn.Sequential(plain(w)) for _ in range(count)]
-    for layer in layers:
-        quantize(layer, weights=weights, activations=activations)
+    def layer() -> nn.Sequential:
+        made = nn.Sequential(plain(w))
+        quantize(made, weights=weights, activations=activations)
         if activations is not None:
             with Calibration():
-                layer(torch.randn(256, w.shape[1]))
-        freeze(layer)
+                made(torch.randn(256, w.shape[1]))
+        freeze(made)
+        return made
+
+    layers = [layer() for _ in range(count)]
     return Built([partial(dense, layer) for layer in layers], layers[0][0].weight.dequantize())
 
 
