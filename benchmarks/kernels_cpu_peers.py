@@ -8,7 +8,7 @@ them built (`bins/linux-x64`). Every row first multiplies 16 tokens: what is fur
 with the weight that its own codes stand for than INT8 activations explain is not timed, and neither
 is a library that is absent or refuses a shape; both are named. Then calls are interleaved and each
 one's least time is taken (`minifloat.timing.best`), weights rotating among copies that together exceed
-the caches. Every shape and number of threads has a process of its own, of 5.5 GB for the large one.
+the caches. Every shape and number of threads has a process of its own, of 5 GB for the large one.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from benchmarks.peers import Built, Peer, gather, versions
 from benchmarks.peers.page import Cell, page
 from minifloat.kernels import native
 from minifloat.layers import QLinear
+from minifloat.memory import give_back
 from minifloat.qtensor import decode, encode
 from minifloat.spec import LayerSpec
 from minifloat.timing import Call, best, copies, rotating
@@ -101,6 +102,7 @@ def measure(shape: str, threads: int, seconds: float, ggml: Path | None) -> Cell
             absent[name] = f"{type(error).__name__}: {error}"
             continue
         cell["bits"][name], layers[name] = peer.bits, built.calls
+        give_back()  # what the library left over while it quantized: gigabytes of small copies
     rows = {name: rotating(calls) for name, calls in layers.items()}
     for tokens in TOKENS:
         x = torch.randn(tokens, in_features)
