@@ -4,9 +4,9 @@
 
 Ours are named weight x activations: FP4 is E2M1 in groups of 128 (or 32) with fp16 scales, FP8 and INT8
 weights have a scale a row, activations one a token. Peers multiply the same numbers of tokens by weights
-of the same shape: torch in fp32, bf16 and dynamic INT8 (`quantize_dynamic`), and torchao where it is
-installed. Calls are interleaved, each after one that does not count, and each one's best is taken. With
-one thread it is the thread's own CPU time, which other work on the machine disturbs least; with more,
+of the same shape: torch in fp32, bf16 and dynamic INT8 (`quantize_dynamic`); `kernels_cpu_peers` has the
+other libraries. Calls are interleaved, each after one that does not count, and each one's best is taken.
+With one thread it is the process's CPU time, which other work on the machine disturbs least; with more,
 the wall clock. Weights rotate among copies that together exceed the last-level cache, as the layers of a
 model do. The second table is what a call costs beside the product, by a layer of next to nothing.
 """
@@ -14,12 +14,11 @@ model do. The second table is what a call costs beside the product, by a layer o
 import argparse
 import os
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import finish
 from minifloat import formats
@@ -50,14 +49,6 @@ OURS = {
 }
 
 
-def torchao_int8(w: Tensor) -> nn.Module:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    layer = nn.Sequential(plain(w))
-    quantize_(layer, Int8DynamicActivationInt8WeightConfig())
-    return layer
-
-
 def calls(w: Tensor) -> dict[str, Call]:
     """All rows for one weight, each over copies that are taken in turn."""
     size = w.numel()
@@ -67,10 +58,7 @@ def calls(w: Tensor) -> dict[str, Call]:
     }
     first = packed(w, OURS["fp4 x int8"])
     rows["reference"] = lambda x: reference.linear(x, first.packed())
-    rows |= peers(w)
-    if find_spec("torchao"):
-        rows["torchao int8"] = rotating([torchao_int8(w) for _ in range(copies(size))])
-    return rows
+    return rows | peers(w)
 
 
 def measure(shape: str, threads: int, seconds: float) -> list[dict[str, Any]]:
@@ -137,7 +125,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--shapes", nargs="*", default=SHAPES)
     parser.add_argument("--threads", nargs="*", type=int, default=[1])
-    parser.add_argument("--seconds", type=float, default=4, help="least time of a row")
+    parser.add_argument("--seconds", type=float, default=4, help="for each number of tokens")
     args = parser.parse_args()
     if native.library() is None:
         raise SystemExit("minifloat was installed without a C compiler; there is nothing to time")
@@ -150,8 +138,7 @@ def main() -> None:
     lines = ["| layer of 32 x 128, one token | microseconds a call |", "|---|---|"]
     lines += [f"| {name} | {microseconds:.1f} |" for name, microseconds in small.items()]
     print(native.LEVELS[native.level()])
-    packages = ["torch", *(["torchao"] if find_spec("torchao") else [])]
-    finish(rows, table(rows) + "\n\n" + "\n".join(lines), packages, args.json)
+    finish(rows, table(rows) + "\n\n" + "\n".join(lines), ["torch"], args.json)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from minifloat.spec import LayerSpec
 
 # Bytes of weights to rotate among: more than the last-level cache.
 ROTATE = 96 << 20
+# Seconds of a call's turn: short calls are made more than once.
+_TURN = 5e-3
 Call = Callable[[Tensor], Tensor]
 
 
@@ -72,19 +74,42 @@ def rotating(layers: Sequence[Call]) -> Call:
 
 
 def best(rows: Mapping[str, Call], x: Tensor, seconds: float, rounds: int = 5) -> dict[str, float]:
-    """Least milliseconds of each call, interleaved for at least so many rounds and seconds.
+    """Least milliseconds of each call: turns go round at least `rounds` times, then until each call's
+    share of the seconds is spent, so that a slow one does not take the others' time.
 
-    With one thread it is the thread's own CPU time, which other work disturbs least; with more, the
-    wall clock.
+    With one thread it is the process's CPU time, which other work disturbs least and which counts
+    libraries that compute on a thread of their own; with more, the wall clock.
     """
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    least = dict.fromkeys(rows, float("inf"))
-    started, done = time.perf_counter(), 0
-    while done < rounds or time.perf_counter() - started < seconds:
-        for name, call in rows.items():
-            call(x)  # the caches forget the row before
-            before = clock()
-            call(x)
-            least[name] = min(least[name], 1e3 * (clock() - before))
+    alone = torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    least, spent = dict.fromkeys(rows, float("inf")), dict.fromkeys(rows, 0.0)
+    done, share = 0, seconds / len(rows)
+    while turns := [name for name in rows if done < rounds or spent[name] < share]:
+        for name in turns:
+            began = time.perf_counter()
+            if not alone:
+                _rest()
+            least[name] = min(least[name], _turn(rows[name], x, clock))
+            spent[name] += time.perf_counter() - began
         done += 1
     return least
+
+
+def _turn(call: Call, x: Tensor, clock: Callable[[], float]) -> float:
+    """Least milliseconds of the calls of one turn."""
+    call(x)  # the caches forget the row before
+    least, ends = float("inf"), time.perf_counter() + _TURN
+    while least == float("inf") or time.perf_counter() < ends:
+        before = clock()
+        call(x)
+        least = min(least, 1e3 * (clock() - before))
+    return least
+
+
+def _rest() -> None:
+    """Wait until no thread of this process spins for more work, as pools do after a call."""
+    for _ in range(200):
+        before = time.process_time()
+        time.sleep(1e-3)
+        if time.process_time() - before < 2e-4:
+            return
