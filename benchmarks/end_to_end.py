@@ -93,8 +93,11 @@ def compiled_turns(model: Any, name: str, clock: Clock) -> dict[str, Contestant]
     few = copy.deepcopy(model)
     few.set_attn_implementation("minifloat")
 
+    kept = QuantizedCache(few.config, "int8-token", capacity=PROMPT + MORE + 1)
+
     def cache() -> QuantizedCache:
-        return QuantizedCache(few.config, "int8-token", capacity=PROMPT + MORE + 1)
+        kept.reset()  # a new one would be compiled for anew
+        return kept
 
     static = generating(model, clock, cache_implementation="static", **compiled())
     return {
