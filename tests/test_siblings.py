@@ -102,6 +102,15 @@ def test_new_weights_and_other_devices_part_them() -> None:
     assert torch.equal(model(x), other(x))
 
 
+def test_an_input_from_elsewhere_parts_them() -> None:
+    model = Attention()
+    make_ready(model)
+    siblings = model.q_proj.siblings
+    assert siblings is not None
+    assert siblings.output(model.q_proj, torch.empty(1, 256, device="meta")) is None
+    assert model.v_proj.siblings is None
+
+
 def test_a_first_call_alone_leaves_nothing_wrong() -> None:
     model, x = Attention(), torch.randn(1, 256)
     y = model(x)

@@ -89,8 +89,9 @@ class Siblings:
         return whole
 
     def output(self, layer: QLinear, x: Tensor) -> Tensor | None:
-        """What a layer makes of x; None if the first was given something else: then all are parted."""
-        if layer.place == 0:
+        """What a layer makes of x; None if the first was given something else, or the layers were moved
+        without their knowledge: then all are parted."""
+        if layer.place == 0 and x.device == self._whole.codes.device:
             y: Tensor = layer.kernel(x.device.type).run(x, self._whole)
             self._pending = (x, torch.split(y, self.sizes, -1))
         pending = self._pending
