@@ -38,6 +38,20 @@ typedef struct {
     float *c;
 } tile_problem;
 
+/* Adds the sums of a segment, a register for each of T tokens and B strips, to c in the scales of both. */
+#define ADD_SUMS(KIND, T, B)                                                                      \
+    const float *own = p->x_scales ? p->x_scales + at->input_group * p->tile : NULL;              \
+    float *c = p->c;                                                                              \
+    UNROLL for (int b = 0; b < B; b++) {                                                          \
+        const __m512 scales = _mm512_loadu_ps(p->scales + b * p->room + at->group * LANES);       \
+        UNROLL for (int n = 0; n < T; n++) {                                                      \
+            __m512 y = REAL_##KIND(sum[n][b]);                                                    \
+            if (own) y = _mm512_mul_ps(y, _mm512_set1_ps(own[n]));                                \
+            y = _mm512_fmadd_ps(y, scales, _mm512_loadu_ps(c + n * PANEL + b * LANES));           \
+            _mm512_storeu_ps(c + n * PANEL + b * LANES, y);                                       \
+        }                                                                                         \
+    }
+
 typedef void (*tile_kernel)(const tile_problem *p, int tokens);
 
 /* Expands `dwords` dwords of up to PANEL rows of codes, the first at `codes`, `left` bytes before the end

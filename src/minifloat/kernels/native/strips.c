@@ -37,17 +37,7 @@
                     }                                                                             \
                 }                                                                                 \
             }                                                                                     \
-            const float *own = p->x_scales ? p->x_scales + at->input_group * p->tile : NULL;      \
-            float *c = p->c;                                                                      \
-            UNROLL for (int b = 0; b < B; b++) {                                                  \
-                const __m512 scales = _mm512_loadu_ps(p->scales + b * p->room + at->group * LANES); \
-                UNROLL for (int n = 0; n < T; n++) {                                              \
-                    __m512 y = REAL_##KIND(sum[n][b]);                                            \
-                    if (own) y = _mm512_mul_ps(y, _mm512_set1_ps(own[n]));                        \
-                    y = _mm512_fmadd_ps(y, scales, _mm512_loadu_ps(c + n * PANEL + b * LANES));   \
-                    _mm512_storeu_ps(c + n * PANEL + b * LANES, y);                               \
-                }                                                                                 \
-            }                                                                                     \
+            ADD_SUMS(KIND, T, B)                                                                  \
             if (p->x_sums) mf_take_zeros(p, s, T, B);                                             \
         }                                                                                         \
     }
