@@ -131,6 +131,18 @@ def test_nan_stays_in_its_token() -> None:
             assert int(y.isnan().any(-1).sum()) == 1
 
 
+def test_no_tokens_are_no_results() -> None:
+    for spec in (E2M1, LayerSpec(INT8_CHANNEL, QuantSpec(formats.INT8, (-1, -1)))):
+        x, layer = problem(spec, 0, 264, 48)
+        layer = layer._replace(input_scale=Scale(torch.ones(1, 1)))
+        for same in (layer, side_by_side(layer)):
+            assert fast.linear(x, same).shape == (1, 0, 48)
+    conv = QConv2d(nn.Conv2d(8, 16, 3), LayerSpec(INT8_CHANNEL))
+    conv.fill(encode(torch.randn(16, 72), INT8_CHANNEL), bias=torch.zeros(16))
+    conv.interleave()
+    assert conv(torch.empty(0, 8, 5, 5)).shape == (0, 16, 3, 3)
+
+
 def test_without_such_kernels_the_rows_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in (E2M1, ZERO):
         x, layer = problem(spec, 5, 264, 48)

@@ -43,6 +43,7 @@ static enum engine engine_of(const call *k, int few) {
 static int run(call *k) {
     const int few = k->a.tokens <= FEW && !k->w.interleaved;
     int done = 0;
+    if (k->a.tokens == 0) return DONE;
     k->dwords = ceil_div(k->w.columns, 16 * dword_columns(k->w.how)) * 16;
     k->engine = engine_of(k, few);
     k->units = dword_columns(k->w.how) / unit_columns(k->engine);
