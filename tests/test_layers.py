@@ -16,7 +16,7 @@ LAYERS = (
     ("qtensor",),
     ("kernels",),
     ("layers",),
-    ("embedding",),
+    ("embedding", "siblings"),
     ("substitute",),
     ("models",),
     ("calibrate",),
