@@ -205,9 +205,12 @@ static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, in
     (k->pixels ? finish_pixels : finish_tokens)(p, first, tokens, row, rows, scales, bias, c);
 }
 
+/* Tokens that a panel has room for: tiles are whole, and so is what is turned at once. */
+static int64_t summed(int64_t tokens) { return ceil_div(tokens, TOKENS) * TOKENS + ACROSS; }
+
 /* Floats of a thread's own memory: sums, an expanded panel, scales, zero points and a line of them. */
 static int64_t own_floats(const plan *p) {
-    const int64_t tokens = least(BLOCK, ceil_div(p->k->a.tokens, TOKENS) * TOKENS);
+    const int64_t tokens = summed(least(BLOCK, p->k->a.tokens));
     const int64_t panel = p->kernel.expand ? span_units(p) * PANEL : 0;
     return tokens * PANEL + panel + p->k->w.groups * (2 * PANEL + 1);
 }
@@ -249,7 +252,7 @@ static panel panel_of(const plan *p, int64_t row, int64_t tokens, float *own) {
     at.codes = w->codes + row * row_bytes(w), at.apart = LANES * row_bytes(w);
     at.expanded = (uint32_t *)own;
     at.c = own + (p->kernel.expand ? span_units(p) * PANEL : 0);
-    at.scales = at.c + ceil_div(tokens, TOKENS) * TOKENS * PANEL;
+    at.scales = at.c + summed(tokens) * PANEL;
     at.zeros = at.scales + w->groups * PANEL;
     at.line = at.zeros + w->groups * PANEL;
     return at;
