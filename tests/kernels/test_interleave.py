@@ -62,16 +62,12 @@ def test_units_of_sixteen_rows_follow_each_other() -> None:
     assert torch.equal(y.flatten(), torch.cat(expected))
 
 
-@pytest.fixture(params=["avx512-vnni", "avx512-bf16"])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    lib, wanted = native.library(), native.LEVELS.index(request.param)
-    if lib is None or lib.mf_level(wanted) != wanted:
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setattr(native, "level", lambda: wanted)
+every_level = pytest.mark.parametrize("isa", ["avx512-vnni", "avx512-bf16"], indirect=True)
 
 
+@every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_weight_equals_the_reference(isa: None, shape: tuple[int, int]) -> None:
+def test_every_weight_equals_the_reference(isa: str, shape: tuple[int, int]) -> None:
     taken = 0
     for weight in WEIGHTS.values():
         if not suits(LayerSpec(weight), (shape[1], shape[0])):
@@ -84,25 +80,28 @@ def test_every_weight_equals_the_reference(isa: None, shape: tuple[int, int]) ->
     assert taken >= 12 * (len(WEIGHTS) - 2)
 
 
+@every_level
 @pytest.mark.parametrize("tokens", [*range(1, 14), 16, 25, 61, 540])
-def test_every_number_of_tokens_equals_the_reference(isa: None, tokens: int) -> None:
+def test_every_number_of_tokens_equals_the_reference(isa: str, tokens: int) -> None:
     for name in ("e2m1 g128", "int8 row", "e4m3 row", "mxfp6", "uint4 zero g32"):
         for given in (None, INT8_TOKEN, FP8_TOKEN):
             x, layer = problem(LayerSpec(WEIGHTS[name], given), tokens, 296, 80)
             assert_close(fast.linear(x, side_by_side(layer)), reference.linear(x, layer))
 
 
+@every_level
 @pytest.mark.parametrize("name", INPUTS)
-def test_every_input_equals_the_reference(isa: None, name: str) -> None:
+def test_every_input_equals_the_reference(isa: str, name: str) -> None:
     for weight in ("e2m1 g128", "int8 g48", "mxfp8", "mxfp6", "uint4 zero g32"):
         for tokens in (3, 20):
             x, layer = problem(LayerSpec(WEIGHTS[weight], INPUTS[name]), tokens, 304, 48)
             assert_close(fast.linear(x, side_by_side(layer)), reference.linear(x, layer))
 
 
+@every_level
 @pytest.mark.parametrize("tokens", [2, 40])
 @pytest.mark.parametrize("weight", ["e2m1 g128", "int8 row", "uint4 zero g32"])
-def test_integers_are_multiplied_exactly(isa: None, weight: str, tokens: int) -> None:
+def test_integers_are_multiplied_exactly(isa: str, weight: str, tokens: int) -> None:
     spec = replace(WEIGHTS[weight], scale=formats.E8M0)
     x, layer = problem(LayerSpec(spec, QuantSpec(formats.INT8, (-1, -1))), tokens, 336, 48)
     layer = layer._replace(bias=None, input_scale=Scale(torch.full((1, 1), 0.03125)))
@@ -226,8 +225,9 @@ def test_convolutions_take_it() -> None:
                 assert_close(layer(x), expected)
 
 
+@every_level
 @pytest.mark.parametrize("weight", ["int8 row", "e3m0 row", "e4m3 row", "e4m3 tensor", "e3m2 row"])
-def test_many_tokens_on_one_grid_take_it(isa: None, weight: str) -> None:
+def test_many_tokens_on_one_grid_take_it(isa: str, weight: str) -> None:
     for name in (formats.INT8, formats.E4M3):
         x, layer = problem(LayerSpec(WEIGHTS[weight], QuantSpec(name, (-1, -1))), 150, 200, 112)
         layer = layer._replace(input_scale=Scale(torch.full((1, 1), 0.03125)))
