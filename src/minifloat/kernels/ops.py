@@ -16,6 +16,7 @@ from minifloat.kernels import native
 from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.interleave import weight_in_rows
 from minifloat.kernels.native import attention as native_attention
+from minifloat.kernels.native import products
 from minifloat.kernels.native import states as native_states
 from minifloat.kernels.native.layer import Formats
 from minifloat.kernels.states import States
@@ -51,7 +52,7 @@ def _linear(
     if unread := interleaved and not native.reads_interleaved():
         codes, scale, outer, zero = _in_rows(layer, codes, scale, outer, zero)
     weight = (codes, scale, outer, zero, interleaved and not unread, _wide(bias))
-    y = native.linear(formats, wide, given, *weight)
+    y = products.linear(formats, wide, given, *weight)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
@@ -100,13 +101,13 @@ def _conv2d(
     if unread := interleaved and not native.reads_interleaved():
         codes, scale, outer, zero = _in_rows(layer, codes, scale, outer, zero)
     weight = (codes, scale, outer, zero, interleaved and not unread, _wide(bias))
-    y = native.conv2d(formats, wide, given, *weight, geometry)
+    y = products.conv2d(formats, wide, given, *weight, geometry)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def _conv2d_shape(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
     geometry: list[int] = rest[-1]  # type: ignore[assignment]
-    size = native.result_size(x.shape[2:], geometry)
+    size = products.result_size(x.shape[2:], geometry)
     return x.new_empty((x.shape[0], codes.shape[0], *size))
 
 

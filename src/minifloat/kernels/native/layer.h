@@ -53,6 +53,17 @@ typedef struct {
     int64_t input_columns;           /* that share a scale; -1 all */
 } formats;
 
+/* What stays of a layer from call to call; `native/products.py` fills it. */
+typedef struct {
+    const formats *how;
+    const uint8_t *codes;
+    const void *scales, *outer;
+    const uint8_t *zeros; /* or NULL */
+    const float *bias;    /* [rows] or NULL */
+    int64_t rows, columns;
+    int32_t interleaved;
+} layer;
+
 /* The weight of one call. */
 typedef struct {
     const formats *how;
@@ -103,11 +114,9 @@ static inline int64_t group_columns(const weights *w) {
     return w->how->tile_columns == -1 ? w->columns : w->how->tile_columns;
 }
 
-static inline weights weights_of(const formats *how, const uint8_t *codes, const void *scales,
-                                 const void *outer, const uint8_t *zeros, int64_t rows, int64_t columns,
-                                 int interleaved) {
-    weights w = {how, codes, scales, outer, zeros, rows, columns, 0, interleaved};
-    w.groups = ceil_div(columns, group_columns(&w));
+static inline weights weights_of(const layer *l) {
+    weights w = {l->how, l->codes, l->scales, l->outer, l->zeros, l->rows, l->columns, 0, l->interleaved};
+    w.groups = ceil_div(l->columns, group_columns(&w));
     return w;
 }
 

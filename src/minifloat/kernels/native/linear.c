@@ -56,31 +56,27 @@ static int run(call *k) {
 
 /* out [tokens, rows] = x [tokens, columns] W^T + bias in the kind of x. Groups of the weight hold whole
    dwords of codes, or a whole row. */
-int mf_linear(const formats *how, const void *x, int kind, const float *given, int64_t given_stride,
-              const uint8_t *codes, const void *scales, const void *outer, const uint8_t *zeros,
-              const float *bias, void *out, int64_t tokens, int64_t rows, int64_t columns,
-              int interleaved, int level, int threads) {
-    call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns, interleaved),
-              .a = {how, x, kind, given, given_stride, tokens, columns, NULL},
+int mf_linear(const layer *l, const void *x, int kind, const float *given, int64_t given_stride, void *out,
+              int64_t tokens, int level, int threads) {
+    call k = {.w = weights_of(l),
+              .a = {l->how, x, kind, given, given_stride, tokens, l->columns, NULL},
               .level = level,
               .threads = threads,
-              .bias = bias,
+              .bias = l->bias,
               .out = out};
     return run(&k);
 }
 
 /* out [images, rows, height, width] = the convolution of x [images, channels, height, width] with
    W [rows, channels, kernel, kernel]. All activations share the scale `given`, unless a window is a pixel. */
-int mf_conv2d(const formats *how, const void *x, int kind, const float *given, const uint8_t *codes,
-              const void *scales, const void *outer, const uint8_t *zeros, const float *bias, void *out,
-              int64_t images, int64_t rows, const window *w, int interleaved, int level, int threads) {
+int mf_conv2d(const layer *l, const void *x, int kind, const float *given, void *out, int64_t images,
+              const window *w, int level, int threads) {
     const int64_t pixels = w->out[0] * w->out[1];
-    const int64_t columns = w->channels * w->kernel[0] * w->kernel[1];
-    call k = {.w = weights_of(how, codes, scales, outer, zeros, rows, columns, interleaved),
-              .a = {how, x, kind, given, 0, images * pixels, columns, w},
+    call k = {.w = weights_of(l),
+              .a = {l->how, x, kind, given, 0, images * pixels, l->columns, w},
               .level = level,
               .threads = threads,
-              .bias = bias,
+              .bias = l->bias,
               .out = out,
               .pixels = pixels};
     return run(&k);
