@@ -43,8 +43,11 @@ typedef struct {
 static int64_t unit_step(const plan *p) { return p->pixels.numbers ? BLOCK : p->kernel.tokens; }
 static int64_t tile_step(const plan *p) { return p->kernel.tokens * (p->pixels.numbers ? 1 : p->stride); }
 
-/* Columns that all tiles of a block go through in turn. */
-static int64_t span(const plan *p) { return p->kernel.expand ? SPAN : REACH; }
+/* Columns that all tiles of a block go through in turn: all of them, where a small tile is alone. */
+static int64_t span(const plan *p) {
+    if (p->kernel.expand) return SPAN;
+    return p->k->a.tokens <= 2 ? p->k->dwords * dword_columns(p->k->w.how) : REACH;
+}
 static int64_t span_units(const plan *p) {
     return span(p) / dword_columns(p->k->w.how) * p->k->units;
 }

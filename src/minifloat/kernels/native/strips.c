@@ -6,8 +6,9 @@
 #include "panels.h"
 
 #ifdef MINIFLOAT_X86
-/* B strips times T tokens. Rows are too short for the processor to foresee what comes: the next strips' codes
-   are asked for into the second-level cache, which has room for more of them on the way than the first. */
+/* B strips times T tokens. Rows of several strips are too short for the processor to foresee what comes: the
+   next strips' codes are asked for into the second-level cache, which has room for more of them on the way
+   than the first. A single strip is followed by the next one in memory. */
 #define TILE(KIND, NAME, BITS, U, B, T, TARGET)                                                   \
     static TARGET void NAME##_##BITS##_##B##_##T(const tile_problem *p) {                         \
         const int64_t bytes = LANES * (BITS == 6 ? 3 : 4), step = p->step;                        \
@@ -26,7 +27,7 @@
                 __m512i dwords[B], w[B];                                                          \
                 UNROLL for (int b = 0; b < B; b++) {                                              \
                     const uintptr_t next = (uintptr_t)codes + (uintptr_t)((b + B) * p->apart);    \
-                    _mm_prefetch((const char *)next, _MM_HINT_T1);                                \
+                    if (B > 1) _mm_prefetch((const char *)next, _MM_HINT_T1);                     \
                     dwords[b] = load_codes(codes + b * p->apart, bytes, BITS);                    \
                 }                                                                                 \
                 UNROLL for (int i = 0; i < U; i++, x += step) {                                   \
@@ -42,6 +43,8 @@
         }                                                                                         \
     }
 
+typedef void (*kernel)(const tile_problem *p);
+
 /* Up to 4 strips with few tokens, up to 2 with more: all sums stay in registers. A strip that is left over
    goes twice through a kernel of two. */
 #define TILES(KIND, NAME, BITS, U, TARGET)                                                        \
@@ -56,11 +59,12 @@
     TILE(KIND, NAME, BITS, U, 2, 8, TARGET)                                                       \
     TILE(KIND, NAME, BITS, U, 2, 12, TARGET)                                                      \
     static void strips_##NAME##_##BITS(const tile_problem *p, int tokens) {                       \
-        static void (*const kernels[2][6])(const tile_problem *) = {                              \
-            {NAME##_##BITS##_4_1, NAME##_##BITS##_4_2, NAME##_##BITS##_4_4, NAME##_##BITS##_4_6}, \
-            {NAME##_##BITS##_2_1, NAME##_##BITS##_2_2, NAME##_##BITS##_2_4, NAME##_##BITS##_2_6,  \
-             NAME##_##BITS##_2_8, NAME##_##BITS##_2_12}};                                         \
-        multiply(p, kernels[0][size_of(tokens)], kernels[1][size_of(tokens)]);                    \
+        static const kernel four[6] = {NAME##_##BITS##_4_1, NAME##_##BITS##_4_2,                  \
+                                       NAME##_##BITS##_4_4, NAME##_##BITS##_4_6};                 \
+        static const kernel two[6] = {NAME##_##BITS##_2_1, NAME##_##BITS##_2_2,                   \
+                                      NAME##_##BITS##_2_4, NAME##_##BITS##_2_6,                   \
+                                      NAME##_##BITS##_2_8, NAME##_##BITS##_2_12};                 \
+        multiply(p, four[size_of(tokens)], two[size_of(tokens)]);                                 \
     }
 
 static const int sizes[] = {1, 2, 4, 6, 8, TOKENS};
@@ -71,8 +75,6 @@ static int size_of(int tokens) {
     while (sizes[at] < tokens) at++;
     return at;
 }
-
-typedef void (*kernel)(const tile_problem *p);
 
 static inline tile_problem from_strip(const tile_problem *p, int64_t strip) {
     tile_problem some = *p;
@@ -100,6 +102,17 @@ TILES(REALS, reals, 6, 4, TARGET_AVX512)
 TILES(REALS, reals, 8, 4, TARGET_AVX512)
 TILES(BYTES, bytes, 4, 2, TARGET_VNNI)
 TILES(BYTES, bytes, 8, 1, TARGET_VNNI)
+TILE(BYTES, bytes, 8, 1, 1, 1, TARGET_VNNI)
+TILE(BYTES, bytes, 8, 1, 1, 2, TARGET_VNNI)
+/* 8-bit codes with one token or two wait for memory alone: strip by strip they are read from end to end, as the
+   processor foresees best. */
+static void single_bytes_8(const tile_problem *p, int tokens) {
+    for (int64_t at = 0; at < p->rows / LANES; at++) {
+        const tile_problem some = from_strip(p, at);
+        (tokens == 1 ? bytes_8_1_1 : bytes_8_1_2)(&some);
+    }
+}
+
 TILES(BRAINS, brains, 4, 4, TARGET_BF16)
 TILES(BRAINS, brains, 6, 2, TARGET_BF16)
 TILES(BRAINS, brains, 8, 2, TARGET_BF16)
@@ -115,6 +128,7 @@ panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens) {
     if (engine == REALS)
         found.multiply = bits == 4 ? strips_reals_4 : bits == 6 ? strips_reals_6 : strips_reals_8;
     if (engine == BYTES) found.multiply = bits == 4 ? strips_bytes_4 : strips_bytes_8;
+    if (engine == BYTES && bits == 8 && found.tokens <= 2) found.multiply = single_bytes_8;
     if (engine == BRAINS)
         found.multiply = bits == 4 ? strips_brains_4 : bits == 6 ? strips_brains_6 : strips_brains_8;
 #endif
