@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minifloat.kernels import native, ops
 from minifloat.layers import QLinear
-from minifloat.qtensor import encode
+from minifloat.qtensor import encode, fake_quantize
 from minifloat.siblings import make_ready
 from minifloat.spec import FP4_G128, INT4_G128, INT8_TOKEN, NVFP4, LayerSpec
 
@@ -68,6 +68,18 @@ def test_three_layers_are_one_product(calls: list[int], bias: bool) -> None:
     }
     assert sum(storages.values()) == size
     assert all(torch.equal(now, saved[name]) for name, now in model.state_dict().items())
+
+
+def test_outputs_are_rounded_layer_by_layer() -> None:
+    """FP4DiT's query, key and value have a scale each, whoever multiplies them."""
+    spec = LayerSpec(FP4_G128, INT8_TOKEN, output=INT8_TOKEN)
+    model, x = Attention((spec, spec, spec)), torch.randn(2, 3, 256)
+    y = model(x)
+    make_ready(model)
+    assert model.q_proj.siblings is not None
+    assert torch.equal(model(x), y)
+    for part in y.split((64, 16, 32), -1):
+        assert torch.equal(fake_quantize(part, INT8_TOKEN), part)
 
 
 def test_a_copy_has_siblings_of_its_own() -> None:

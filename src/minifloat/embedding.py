@@ -46,7 +46,7 @@ class TiedHead(nn.Module):
         """Logits [..., entries] of states [..., features]."""
         layer = self.table.packed()._replace(bias=self.bias)
         y: Tensor = pick("linear", layer.spec, x.device.type).run(x, layer)
-        return y
+        return self.table.on_grid(y)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, tied"

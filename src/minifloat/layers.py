@@ -11,9 +11,9 @@ from minifloat.errors import UserError
 from minifloat.kernels import native
 from minifloat.kernels.interleave import in_rows, interleave, rows_of, unit_size
 from minifloat.kernels.packed import PackedLinear, spec_name
-from minifloat.kernels.table import Kernel, pick
+from minifloat.kernels.table import KERNELS, Kernel, place
 from minifloat.packing import pack, packed_width
-from minifloat.qtensor import QTensor
+from minifloat.qtensor import QTensor, fake_quantize
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
 
@@ -49,7 +49,9 @@ class QLayer(nn.Module):
         self._held: Tensor | None = None
         self.interleaved = False
         self._name = spec_name(spec)
-        self._kernels: dict[str, Kernel] = {}
+        # Places of rows, which are cheaper to watch for a compiled graph than the rows.
+        self._rows: dict[str, int] = {}
+        self._output = spec.output
         tiles = spec.weight.tiles(shape)
         width = packed_width(shape[1], spec.weight.format.bits)
         self._empty("weight", (shape[0], width), torch.uint8)
@@ -110,12 +112,15 @@ class QLayer(nn.Module):
 
     def packed(self) -> PackedLinear:
         """The layer as kernels see it; its tensors are shared, not copied."""
-        own, given = self._buffers.get, None
-        scale = Scale(self.weight_scale, own("weight_outer_scale"), own("weight_zero_point"))
-        if (input_scale := own("input_scale")) is not None:
-            given = Scale(input_scale, None, own("input_zero_point"))
+        own: dict[str, Any] = self._buffers  # as attributes they take longer to find
+        scale = Scale(
+            own["weight_scale"], own.get("weight_outer_scale"), own.get("weight_zero_point")
+        )
+        given = None
+        if "input_scale" in own:
+            given = Scale(own["input_scale"], None, own.get("input_zero_point"))
         return PackedLinear(
-            self.weight,
+            own["weight"],
             scale,
             self.spec,
             self.shape,
@@ -130,9 +135,13 @@ class QLayer(nn.Module):
 
     def kernel(self, device: str) -> Kernel:
         """The row that runs this layer on a type of device; picked at its first run there."""
-        if device not in self._kernels:
-            self._kernels[device] = pick(self.op, self.spec, device)
-        return self._kernels[device]
+        if device not in self._rows:
+            self._rows[device] = place(self.op, self.spec, device)
+        return KERNELS[self._rows[device]]
+
+    def on_grid(self, y: Tensor) -> Tensor:
+        """Outputs [..., R] on their grid, if they have one."""
+        return y if self._output is None else fake_quantize(y, self._output)
 
     def decoded(self) -> Tensor:
         """The weight [R, C] that the codes stand for, without the low-rank branch."""
@@ -255,9 +264,9 @@ class QLinear(QLayer):
         if self.siblings is not None and self._held is None:
             part = self.siblings.output(self, x)
             if part is not None:
-                return part
+                return self.on_grid(part)
         y: Tensor = self.kernel(x.device.type).run(x, self.packed())
-        return y
+        return self.on_grid(y)
 
 
 class QConv2d(QLayer):
@@ -286,7 +295,7 @@ class QConv2d(QLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.kernel(x.device.type).run(x, self.packed(), self)
-        return y
+        return y if self._output is None else self.on_grid(y.movedim(1, -1)).movedim(-1, 1)
 
 
 @contextmanager

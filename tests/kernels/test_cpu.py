@@ -150,11 +150,9 @@ def test_nan_stays_in_its_token(isa: str) -> None:
             assert int(y.isnan().any(-1).sum()) == 1
 
 
-def test_quantized_output_and_branch() -> None:
+def test_low_rank_branch() -> None:
     x, layer = problem(LayerSpec(WEIGHTS["e2m1 g128"], FP8_TOKEN), 3, 200, 24, rank=4)
     assert_close(fast.linear(x, layer), reference.linear(x, layer))
-    y = fast.linear(x, layer._replace(spec=replace(layer.spec, output=FP8_TOKEN)))
-    assert y.unique().numel() < y.numel()
 
 
 def test_an_input_of_another_width_is_refused() -> None:

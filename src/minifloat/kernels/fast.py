@@ -16,7 +16,6 @@ from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.native import states as native_states
 from minifloat.kernels.packed import PackedLinear, spec_name
 from minifloat.kernels.states import States
-from minifloat.qtensor import fake_quantize
 from minifloat.scales import Scale
 from minifloat.spec import CacheSpec, QuantSpec
 
@@ -31,7 +30,7 @@ def linear(x: Tensor, layer: PackedLinear) -> Tensor:
         up, down = layer.low_rank
         wide = layer.quantized_input(x).float()
         y = (y.float() + (wide @ down.float().T) @ up.float().T).to(x.dtype)
-    return y if layer.spec.output is None else fake_quantize(y, layer.spec.output)
+    return y
 
 
 def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tensor:
@@ -43,9 +42,7 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: reference.Geometry) -> Tens
     sizes = (*geometry.kernel_size, *geometry.stride, *padding, *geometry.dilation)
     _check(x.shape[1], layer.shape[1] // math.prod(geometry.kernel_size))
     y: Tensor = ops.conv2d(x, *layer.operands(), sizes)
-    if layer.spec.output is None:
-        return y
-    return fake_quantize(y.movedim(1, -1), layer.spec.output).movedim(-1, 1)
+    return y
 
 
 def quantize_activation(

@@ -20,7 +20,7 @@ class PackedLinear(NamedTuple):
     Attributes:
         codes: uint8 [out, packed width].
         scale: stored scales of the weight's tiles.
-        spec: how weight, input and output are quantized.
+        spec: how weight and input are quantized; a layer rounds its output itself.
         shape: (out, in).
         dtype: of the decoded weight.
         bias: [out] or None.

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from minifloat.kernels.packed import PackedLinear
 from minifloat.kernels.states import States
-from minifloat.qtensor import fake_quantize
-from minifloat.spec import LayerSpec
 
 
 class Geometry(Protocol):
@@ -22,9 +20,10 @@ class Geometry(Protocol):
 
 
 def linear(x: Tensor, layer: PackedLinear) -> Tensor:
-    """y = Q(x) (w + up down)^T + bias for x [..., in]; quantized again where the output has a spec."""
-    x = layer.quantized_input(x)
-    return _output(torch.nn.functional.linear(x, layer.weight_and_branch(), layer.bias), layer.spec)
+    """y = Q(x) (w + up down)^T + bias for x [..., in]."""
+    return torch.nn.functional.linear(
+        layer.quantized_input(x), layer.weight_and_branch(), layer.bias
+    )
 
 
 def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
@@ -35,12 +34,9 @@ def conv2d(x: Tensor, layer: PackedLinear, geometry: Geometry) -> Tensor:
         x = layer.quantized_input(x.movedim(1, -1)).movedim(-1, 1)
     w = layer.weight_and_branch()
     w = w.reshape(w.shape[0], -1, *geometry.kernel_size)
-    y = torch.nn.functional.conv2d(
+    return torch.nn.functional.conv2d(
         x, w, layer.bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
     )
-    if layer.spec.output is None:
-        return y
-    return _output(y.movedim(1, -1), layer.spec).movedim(-1, 1)
 
 
 def put_states(x: Tensor, room: States, first: int | Tensor) -> None:
@@ -81,7 +77,3 @@ def embedding(ids: Tensor, layer: PackedLinear) -> Tensor:
     if layer.held is not None:
         return torch.nn.functional.embedding(ids, layer.held)
     return layer.rows(ids.reshape(-1)).reshape(*ids.shape, layer.shape[1])
-
-
-def _output(y: Tensor, spec: LayerSpec) -> Tensor:
-    return y if spec.output is None else fake_quantize(y, spec.output)

@@ -57,8 +57,13 @@ KERNELS: tuple[Kernel, ...] = (
 
 def pick(op: str, spec: Spec, device: str) -> Kernel:
     """The first row that runs this op for this spec on this device."""
+    return KERNELS[place(op, spec, device)]
+
+
+def place(op: str, spec: Spec, device: str) -> int:
+    """Its place in the table."""
     row: int = _pick(op, spec, device)
-    return KERNELS[row]
+    return row
 
 
 def pick_attention(keys: QuantSpec, values: QuantSpec, device: str) -> Kernel:
