@@ -32,7 +32,7 @@ from minifloat.spec import (
     MXFP6,
     LayerSpec,
 )
-from minifloat.timing import Call, best, copies, packed, peers, plain, rotating
+from minifloat.timing import Call, best, copies, packed, packed_copies, peers, plain, rotating
 
 TOKENS = (1, 4, 16, 64, 256, 1024)
 SHAPES = ["4096x4096", "576x1536"]
@@ -52,10 +52,7 @@ OURS = {
 def calls(w: Tensor) -> dict[str, Call]:
     """All rows for one weight, each over copies that are taken in turn."""
     size = w.numel()
-    rows = {
-        name: rotating([packed(w, spec) for _ in range(copies(size))])
-        for name, spec in OURS.items()
-    }
+    rows = {name: rotating(packed_copies(w, spec, copies(size))) for name, spec in OURS.items()}
     first = packed(w, OURS["fp4 x int8"])
     rows["reference"] = lambda x: reference.linear(x, first.packed())
     return rows | peers(w)

@@ -27,11 +27,10 @@ from benchmarks.kernels_cpu import OURS, TOKENS
 from benchmarks.peers import Built, Peer, gather, versions
 from benchmarks.peers.page import Cell, page
 from minifloat.kernels import native
-from minifloat.layers import QLinear
 from minifloat.memory import give_back
 from minifloat.qtensor import decode, encode
 from minifloat.spec import LayerSpec
-from minifloat.timing import Call, best, copies, rotating
+from minifloat.timing import Call, best, copies, packed_copies, rotating
 
 # SmolLM2's `down_proj` and a square attention layer of Stable Diffusion's U-Net beside the large one.
 SHAPES = ["4096x4096", "576x1536", "1280x1280"]
@@ -42,9 +41,7 @@ TOLERANCE = 0.03
 
 def ours(spec: LayerSpec, w: Tensor, count: int) -> Built:
     assert spec.weight is not None
-    q = encode(w, spec.weight)
-    layers = [QLinear.pack(q, spec, None, torch.float32) for _ in range(count)]
-    return Built(list(layers), decode(q))
+    return Built(list(packed_copies(w, spec, count)), decode(encode(w, spec.weight)))
 
 
 def our_rows() -> dict[str, Peer]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "src" / "minifloat"
 LAYERS = (
     ("errors", "autoload", "charts", "memory"),
     ("formats", "fetch", "shards", "page"),
-    ("grids", "demo"),
+    ("grids", "demo", "arena"),
     ("rounding",),
     ("spec", "tiles"),
     ("scales", "packing", "plan"),

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minifloat import arena, siblings
+from minifloat.arena import Arena
 from minifloat.kernels import native, ops
 from minifloat.layers import QLinear
 from minifloat.qtensor import encode, fake_quantize
@@ -13,6 +15,8 @@ from minifloat.siblings import make_ready
 from minifloat.spec import FP4_G128, INT4_G128, INT8_TOKEN, NVFP4, LayerSpec
 
 SPEC = LayerSpec(FP4_G128, INT8_TOKEN)
+# The third does not fit behind the first two, and the last is larger than a room.
+SIZES = ((10, torch.uint8), (40, torch.float16), (120, torch.float32), (700, torch.uint8))
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +84,37 @@ def test_outputs_are_rounded_layer_by_layer() -> None:
     assert torch.equal(model(x), y)
     for part in y.split((64, 16, 32), -1):
         assert torch.equal(fake_quantize(part, INT8_TOKEN), part)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_large_models_move_to_one_place(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    monkeypatch.setattr(siblings, "_LARGE", 0)
+    specs = (SPEC, LayerSpec(INT4_G128), LayerSpec(NVFP4)) if alone else (SPEC, SPEC, SPEC)
+    model, x = Attention(specs), torch.randn(2, 3, 256)
+    y, saved = model(x), model.state_dict()
+    make_ready(model)
+    weights = [layer.weight for layer in model.children()]
+    assert len({w.untyped_storage().data_ptr() for w in weights}) == 1
+    assert torch.equal(model(x), y)
+    assert all(torch.equal(now, saved[name]) for name, now in model.state_dict().items())
+    make_ready(model)
+    assert [layer.weight.data_ptr() for layer in model.children()] == [
+        w.data_ptr() for w in weights
+    ]
+    model.bfloat16().float()
+    assert torch.equal(model(x), y)
+
+
+def test_an_arena_takes_more_room_where_a_piece_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arena, "_ROOM", 1000)
+    room, parts = Arena(), [torch.arange(n).view(-1, 2).to(d) for n, d in SIZES]
+    copies = [room.joined([part, part]) for part in parts]
+    for copied, part in zip(copies, parts, strict=True):
+        assert torch.equal(copied, torch.cat([part, part]))
+        assert copied.data_ptr() % 64 == 0
+    assert len({copied.untyped_storage().data_ptr() for copied in copies}) == 3
 
 
 def test_a_copy_has_siblings_of_its_own() -> None:

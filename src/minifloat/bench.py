@@ -18,7 +18,7 @@ from minifloat.page import document, section, table, write
 from minifloat.plan import Plan
 from minifloat.roofline import Dot, roofline
 from minifloat.spec import FP4_G128, FP8_CHANNEL, FP8_TOKEN, INT8_TOKEN, LayerSpec
-from minifloat.timing import best, copies, packed, peers, plain, rotating
+from minifloat.timing import Call, best, copies, packed, packed_copies, peers, plain, rotating
 
 TOKENS = (1, 4, 16, 64, 256, 1024)
 # Without a checkpoint: what a first look at a machine wants to know.
@@ -63,9 +63,8 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     for (shape, spec), count in layers.items():
         w = torch.randn(shape, generator=generator)
-        first = packed(w, spec)
-        size = sum(buffer.numel() * buffer.element_size() for buffer in first.buffers())
-        calls = {"ours": rotating([first, *(packed(w, spec) for _ in range(copies(size) - 1))])}
+        size = sum(buffer.nbytes for buffer in packed(w, spec).buffers())
+        calls: dict[str, Call] = {"ours": rotating(packed_copies(w, spec, copies(size)))}
         calls |= peers(w)
         for n in tokens:
             x = torch.randn(n, shape[1], generator=generator)

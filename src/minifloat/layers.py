@@ -17,6 +17,8 @@ from minifloat.qtensor import QTensor, fake_quantize
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
 
+# Copies tensors behind each other along their first axis.
+Join = Callable[[list[Tensor]], Tensor]
 _NATIVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -47,7 +49,7 @@ class QLayer(nn.Module):
             raise UserError("a packed layer needs a spec for its weight")
         self.shape, self.spec, self.rank, self.dtype = shape, spec, rank, dtype
         self._held: Tensor | None = None
-        self.interleaved = False
+        self.interleaved = self.settled = False
         self._name = spec_name(spec)
         # Places of rows, which are cheaper to watch for a compiled graph than the rows.
         self._rows: dict[str, int] = {}
@@ -165,6 +167,14 @@ class QLayer(nn.Module):
             (interleave if wanted else in_rows)(self.get_buffer(name), unit)
         self.interleaved = wanted
 
+    def settle(self, join: Join) -> None:
+        """Move codes and scales to where `join` copies them, unless they were moved before."""
+        if self.settled or not self.weight.is_cpu:
+            return
+        for name in self._units().keys() | {"weight_scale"}:
+            self._buffers[name] = join([self.get_buffer(name)])
+        self.settled = True
+
     def _units(self) -> dict[str, int]:
         """Numbers or bytes of the units of each buffer that may be interleaved."""
         weight = self.spec.weight
@@ -194,6 +204,7 @@ class QLayer(nn.Module):
             return y if id(x) not in stored or y.dtype == x.dtype else x.to(y.device)
 
         self.interleave(False)
+        self.settled = False
         super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         self.interleave(before)

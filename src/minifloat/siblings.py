@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minifloat.layers import QLayer, QLinear
+from minifloat.arena import Arena
+from minifloat.layers import Join, QLayer, QLinear
 from minifloat.scales import Scale
 
 # Names under one parent, in the order of their calls. A guess: layers that turn out to read
@@ -21,6 +22,8 @@ _NAMES = (
     ("to_q", "to_k", "to_v"),
     ("to_k", "to_v"),
 )
+# Bytes of codes from which on they are laid on huge pages; caches hold fewer.
+_LARGE = 4 << 20
 
 
 def make_ready(model: nn.Module) -> None:
@@ -28,14 +31,18 @@ def make_ready(model: nn.Module) -> None:
 
     Outputs stay the same, and so does what is saved.
     """
-    for module in model.modules():
-        if isinstance(module, QLayer):
-            module.interleave()
+    layers = [module for module in model.modules() if isinstance(module, QLayer)]
+    for layer in layers:
+        layer.interleave()
+    large = sum(layer.weight.nbytes for layer in layers if layer.weight.is_cpu) >= _LARGE
+    join = Arena().joined if large else torch.cat
     for parent in model.modules():
         for names in _NAMES:
-            layers = [getattr(parent, name, None) for name in names]
-            if _alike(layers):
-                Siblings(layers)  # type: ignore[arg-type]
+            children = [getattr(parent, name, None) for name in names]
+            if _alike(children):
+                Siblings(children, join)  # type: ignore[arg-type]
+    for layer in layers if large else []:
+        layer.settle(join)
 
 
 def _alike(layers: Sequence[object]) -> bool:
@@ -65,13 +72,13 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 class Siblings:
     """Some interleaved layers as one; made, it takes their calls until they are parted."""
 
-    def __init__(self, layers: Sequence[QLinear]) -> None:
+    def __init__(self, layers: Sequence[QLinear], join: Join) -> None:
         self.layers = tuple(layers)
         self.sizes = [layer.out_features for layer in layers]
         self._pending: tuple[Tensor, tuple[Tensor, ...]] | None = None
         first = layers[0].packed()
-        stored = {name: self._joined(name) for name in ("weight", "weight_scale")}
-        zero = None if first.scale.zero is None else self._joined("weight_zero_point")
+        stored = {name: self._joined(name, join) for name in ("weight", "weight_scale")}
+        zero = None if first.scale.zero is None else self._joined("weight_zero_point", join)
         self._whole = first._replace(
             codes=stored["weight"],
             scale=Scale(stored["weight_scale"], None, zero),
@@ -81,11 +88,11 @@ class Siblings:
         for place, layer in enumerate(layers):
             layer.siblings, layer.place = self, place
 
-    def _joined(self, name: str) -> Tensor:
+    def _joined(self, name: str, join: Join) -> Tensor:
         """The layers' tensors behind each other; theirs become views of it."""
-        whole = torch.cat([layer.get_buffer(name) for layer in self.layers])
+        whole = join([layer.get_buffer(name) for layer in self.layers])
         for layer, part in zip(self.layers, torch.split(whole, self.sizes), strict=True):
-            layer._buffers[name] = part
+            layer._buffers[name], layer.settled = part, True
         return whole
 
     def output(self, layer: QLinear, x: Tensor) -> Tensor | None:

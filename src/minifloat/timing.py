@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minifloat.layers import QLinear
 from minifloat.qtensor import encode
+from minifloat.siblings import make_ready
 from minifloat.spec import LayerSpec
 
 # Bytes of weights to rotate among: more than the last-level cache.
@@ -22,6 +23,15 @@ def packed(w: Tensor, spec: LayerSpec) -> QLinear:
     """A layer of weights [out, in] that are rounded to nearest."""
     assert spec.weight is not None
     return QLinear.pack(encode(w, spec.weight), spec, None, torch.float32)
+
+
+def packed_copies(w: Tensor, spec: LayerSpec, count: int) -> list[QLinear]:
+    """So many of it, laid out as a model's layers are before it runs."""
+    assert spec.weight is not None
+    q = encode(w, spec.weight)
+    layers = [QLinear.pack(q, spec, None, torch.float32) for _ in range(count)]
+    make_ready(nn.ModuleList(layers))
+    return layers
 
 
 def plain(w: Tensor) -> nn.Linear:
