@@ -211,3 +211,6 @@ def test_the_ops_are_what_torch_asks_of_ops(name: str) -> None:
     torch.library.opcheck(ops.attention_kv, operands, test_utils=checks)
     operands = (torch.randn(1, 2, 3, 64), fast._spec_name(SPECS[name]))
     torch.library.opcheck(ops.states, operands, test_utils=checks)
+    room = (k.codes, k.scale.stored, k.scale.zero)
+    operands = (torch.randn(1, 2, 3, 64), *room, torch.tensor(5), fast._spec_name(SPECS[name]))
+    torch.library.opcheck(ops.put_states, operands, test_utils=checks)

@@ -99,6 +99,12 @@ def test_a_fixed_capacity_keeps_the_same_and_its_step_is_compiled_whole() -> Non
     torch.testing.assert_close(again, expected[:, 17:], rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="room for 30 tokens"):
         logits(model, text, cache, [22])
+    logits(step, text[:, :8], cache, [1] * 8)
+    kept = [layer.keys.held.codes.clone() for layer in cache.layers]
+    with pytest.raises(UserError, match="room for 30 tokens"):
+        logits(step, text[:, :1], cache, [1])
+    for layer, codes in zip(cache.layers, kept, strict=True):
+        assert torch.equal(layer.keys.held.codes, codes)
 
 
 def test_generate_takes_a_fixed_capacity() -> None:

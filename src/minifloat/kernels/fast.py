@@ -74,10 +74,13 @@ def states(x: Tensor, spec: QuantSpec) -> States:
 
 def put_states(x: Tensor, room: States, first: int | Tensor) -> None:
     """As `reference.put_states`, to the bit; NaN and Inf become NaN in place of an error."""
-    if x.device.type == "cpu" and isinstance(first, int):
-        native_states.put(x, room, first)  # without a copy
-    else:
+    if x.device.type != "cpu":
         room.write(first, states(x, room.spec))
+    elif isinstance(first, int):
+        native_states.put(x, room, first)
+    else:
+        stored, _, zero = room.scale
+        ops.put_states(x, room.codes, stored, zero, first, _spec_name(room.spec))
 
 
 def attention_kv(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minifloat.errors import UserError
 from minifloat.kernels import native
 from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.interleave import weight_in_rows
@@ -178,6 +179,16 @@ def _states_shape(x: Tensor, spec: str) -> list[Tensor]:
     return States.empty(x, _read_input(spec)).tensors()
 
 
+def _put_states(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, first: Tensor, spec: str
+) -> None:
+    """Codes of x into the place of some tokens, from the first on: what a compiled step can do."""
+    at, room = int(first), States(codes, Scale(scale, None, zero), _read_input(spec), x.shape[-1])
+    if at + x.shape[2] > room.tokens:
+        raise UserError(f"the cache has room for {room.tokens} tokens; make it of more")
+    native_states.put(x, room, at)
+
+
 @cache
 def _read_input(spec: str) -> QuantSpec:
     return QuantSpec.from_json(json.loads(spec))
@@ -209,6 +220,12 @@ _LIBRARY.define("states(Tensor x, str spec) -> Tensor[]")  # type: ignore[no-unt
 _LIBRARY.impl("states", _states, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("states", _states_gpu, "CUDA")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("states", _states_shape, "Meta")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "put_states(Tensor x, Tensor(a!) codes, Tensor(b!) scale, Tensor(c!)? zero, Tensor first, "
+    "str spec) -> ()"
+)
+_LIBRARY.impl("put_states", _put_states, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("put_states", lambda *operands: None, "Meta")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", native_attention.attention_kv, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", _attention_kv_gpu, "CUDA")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("attention_kv", _attention_kv_shape, "Meta")  # type: ignore[no-untyped-call]
@@ -217,3 +234,4 @@ conv2d = torch.ops.minifloat.conv2d.default
 attention_kv = torch.ops.minifloat.attention_kv.default
 quantize_activation = torch.ops.minifloat.quantize_activation.default
 states = torch.ops.minifloat.states.default
+put_states = torch.ops.minifloat.put_states.default
