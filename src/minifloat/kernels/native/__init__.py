@@ -45,8 +45,11 @@ def library() -> ctypes.CDLL | None:
     """The compiled library, or None where it was not built."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
     path = Path(__file__).with_name("_native" + suffix)
-    if not path.is_file():
-        return None
+    return load(path) if path.is_file() else None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The C files, compiled to a library."""
     found = ctypes.CDLL(str(path))
     for name, arguments in _SIGNATURES.items():
         getattr(found, name).argtypes = arguments
