@@ -19,7 +19,8 @@ from minifloat.kernels.native import layer
 from minifloat.kernels.native.layer import Formats
 from minifloat.spec import LayerSpec
 
-LEVELS = ("plain", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
+# Of all processors, in the order of `enum level`: each includes those before of its own kind.
+LEVELS = ("plain", "neon-dotprod", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
 _SIDE_BY_SIDE = LEVELS.index("avx512-vnni")  # has kernels for interleaved rows
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
