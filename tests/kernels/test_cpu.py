@@ -34,6 +34,7 @@ WEIGHTS = {
     "e2m1 g128": QuantSpec(formats.E2M1, (1, 128), formats.FP16),
     "e3m0 row": QuantSpec(formats.E3M0, (1, -1)),
     "int4 g32": replace(INT4_G128, tile=(1, 32)),
+    "ue3m1 g64": QuantSpec(formats.floating(3, 1, signed=False), (1, 64)),  # levels up to 192
     "nf4 g64": QuantSpec(formats.NF4, (1, 64)),
     "e1m2 bf16": QuantSpec(formats.E1M2, (1, 96), formats.BF16),
     "mxfp4": MXFP4,

@@ -15,7 +15,8 @@ from minifloat.kernels.interleave import suits
 from minifloat.kernels.native import layer
 from minifloat.spec import LayerSpec
 
-LEVELS = ("plain", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
+# Of all processors, in the order of `enum level`: each includes those before of its own kind.
+LEVELS = ("plain", "neon-dotprod", "avx2", "avx512", "avx512-vnni", "avx512-bf16")
 _SIDE_BY_SIDE = LEVELS.index("avx512-vnni")  # has kernels for interleaved rows
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -33,8 +34,11 @@ def library() -> ctypes.CDLL | None:
     """The compiled library, or None where it was not built."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
     path = Path(__file__).with_name("_native" + suffix)
-    if not path.is_file():
-        return None
+    return load(path) if path.is_file() else None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The C files, compiled to a library."""
     found = ctypes.CDLL(str(path))
     for name, arguments in _SIGNATURES.items():
         getattr(found, name).argtypes = arguments

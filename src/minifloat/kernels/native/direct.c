@@ -211,23 +211,15 @@ enum outcome mf_direct(const call *k, int *done) {
     free(p.places), free(p.own), free(p.x.units);
     return fits ? DONE : NO_MEMORY;
 }
-#endif
-
-/* Whether the levels of a weight are bytes with a sign. */
-static int are_signed(const formats *how) {
-    for (int i = 0; how->bits == 4 && i < 16; i++)
-        if (how->levels[i] - how->bias < -128 || how->levels[i] - how->bias > 127) return 0;
-    return 1;
-}
 
 int mf_is_direct(const call *k) {
-#ifdef MINIFLOAT_X86
     if (!mf_shares_grid(k) || k->w.groups != 1 || k->level < AVX512 || k->engine == WORDS) return 0;
     if (!k->a.window && (k->engine == REALS || k->w.columns % unit_columns(k->engine))) return 0;
     if (!k->a.window && k->a.tokens < LINEAR) return 0;
-    return k->engine != BYTES || (k->w.columns <= 1 << 16 && are_signed(k->w.how));
-#else
-    (void)k;
-    return 0;
-#endif
+    return k->engine != BYTES || (k->w.columns <= 1 << 16 && has_signed_levels(k->w.how));
 }
+#else
+int mf_is_direct(const call *k) { return (void)k, 0; }
+
+enum outcome mf_direct(const call *k, int *done) { return (void)k, *done = 0, DONE; }
+#endif

@@ -7,9 +7,6 @@
 #include "tokens.h"
 
 #ifdef MINIFLOAT_X86
-/* Sums in an array become registers only where every loop over them is unrolled early. */
-#define UNROLL _Pragma("GCC unroll 16")
-
 /* Tables in registers; a kernel uses those of its engine. */
 typedef struct {
     __m512 values;    /* of 4-bit codes */

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(MINIFLOAT_PORTABLE)
 #define MINIFLOAT_X86
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -27,7 +27,27 @@
 #define TARGET_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #endif
 
-enum level { PLAIN, AVX2, AVX512, VNNI, BF16 };       /* each includes those before */
+/* NEON's dot product: compilers that may use it anywhere (Apple's) say so; elsewhere Linux says so at run
+   time, and clang before 16 has no such attribute. */
+#if defined(__aarch64__) && !defined(MINIFLOAT_PORTABLE)
+#ifdef __ARM_FEATURE_DOTPROD
+#define MINIFLOAT_DOTPROD
+#define TARGET_DOTPROD
+#elif defined(__linux__) && (!defined(__clang__) || __clang_major__ >= 16)
+#define MINIFLOAT_DOTPROD
+#define TARGET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#endif
+
+/* Sums in an array become registers only where every loop over them is unrolled early. */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Each includes those before of its own processor: DOTPROD is ARM's, the later ones are x86's. */
+enum level { PLAIN, DOTPROD, AVX2, AVX512, VNNI, BF16 };
 enum kind { NONE = -1, FLOAT32, FLOAT16, BFLOAT16, CODED }; /* how numbers are stored */
 enum input { AS_IT_COMES, INTEGERS, FLOATS };         /* the grid of the activations */
 
@@ -95,6 +115,13 @@ static inline uint16_t brain_of(float x) {
     uint32_t bits = bits_of(x);
     if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 64);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Whether the levels of a weight, less its bias, are bytes with a sign. */
+static inline int has_signed_levels(const formats *how) {
+    for (int i = 0; how->bits == 4 && i < 16; i++)
+        if (how->levels[i] - how->bias < -128 || how->levels[i] - how->bias > 127) return 0;
+    return 1;
 }
 
 /* Columns of a dword, and the bytes that they are stored in. */

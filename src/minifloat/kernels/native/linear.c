@@ -1,32 +1,44 @@
 /* y = x W^T with packed W: which engine multiplies, and how.
 
-   Engines, by what is exact: integers times integers in 8 bits (VNNI) or 16; short floats as bf16 with
-   fp32 sums (every value of 8 bits or less is a bf16; scales come after the sums); fp32 for the rest. An
-   output is summed by one thread in an order that does not depend on their number. */
+   Engines, by what is exact: integers times integers in 8 bits (VNNI, NEON's dot product) or 16; short
+   floats as bf16 with fp32 sums (every value of 8 bits or less is a bf16; scales come after the sums);
+   fp32 for the rest. An output is summed by one thread in an order that does not depend on their
+   number. */
 
 #include "call.h"
 #include "direct.h"
 
+#if defined(MINIFLOAT_DOTPROD) && !defined(__ARM_FEATURE_DOTPROD)
+#include <sys/auxv.h>
+#endif
+
 #define FEW 4  /* tokens up to which row by row is faster than panels */
 
-/* 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI, 4 with bf16: the best that runs here, or what is asked. */
-int mf_level(int at_most) {
 #ifdef MINIFLOAT_X86
+static enum level best_level(void) {
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                      __builtin_cpu_supports("f16c");
     const int avx512 = avx2 && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const int vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    const int best = vnni && __builtin_cpu_supports("avx512bf16") ? BF16
-                     : vnni                                       ? VNNI
-                     : avx512                                     ? AVX512
-                     : avx2                                       ? AVX2
-                                                                  : PLAIN;
-    return best < at_most ? best : at_most;
+    return vnni && __builtin_cpu_supports("avx512bf16") ? BF16
+           : vnni                                       ? VNNI
+           : avx512                                     ? AVX512
+           : avx2                                       ? AVX2
+                                                        : PLAIN;
+}
+#elif defined(MINIFLOAT_DOTPROD) && defined(__ARM_FEATURE_DOTPROD)
+static enum level best_level(void) { return DOTPROD; }
+#elif defined(MINIFLOAT_DOTPROD)
+static enum level best_level(void) { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? DOTPROD : PLAIN; }
 #else
-    (void)at_most;
-    return PLAIN;
+static enum level best_level(void) { return PLAIN; }
 #endif
+
+/* The best `enum level` that runs here, or the best of those up to what is asked. */
+int mf_level(int at_most) {
+    const int best = (int)best_level(), found = best < at_most ? best : at_most;
+    return found == DOTPROD && best > DOTPROD ? PLAIN : found;
 }
 
 static enum engine engine_of(const call *k, int few) {
@@ -35,6 +47,7 @@ static enum engine engine_of(const call *k, int few) {
     const int brains = how->brains && (how->input != AS_IT_COMES || k->a.kind == BFLOAT16);
     if (few && input_groups(&k->a) > 1) return REALS;
     if (integers && k->level >= VNNI) return BYTES;
+    if (integers && k->level == DOTPROD && has_signed_levels(how)) return BYTES;
     if (brains && k->level >= BF16) return BRAINS;
     if (integers && k->level >= AVX2 && !few && !k->w.interleaved) return WORDS;
     return REALS;

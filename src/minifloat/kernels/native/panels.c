@@ -2,9 +2,8 @@
    the lanes, so a group's scales are applied to whole registers and no sum is ever folded. */
 
 #include "expand.h"
+#include "neon.h"
 #include "panels.h"
-
-#define AT_ONCE 6 /* tokens of a tile: 24 registers of sums */
 
 static inline const uint32_t *panel_of(const tile_problem *p, const segment *at) {
     return p->panel + (at->unit - p->segments->unit) * PANEL;
@@ -311,6 +310,15 @@ static expander expander_of(enum engine engine, int bits, int interleaved) {
 }
 #endif
 
+#ifdef MINIFLOAT_DOTPROD
+static void tile_dotprod(const tile_problem *p, int tokens) {
+    for (int64_t s = 0; s < p->count; s++) {
+        mf_tile_dotprod(p, s, tokens);
+        if (p->x_sums) take_zeros(p, s, tokens);
+    }
+}
+#endif
+
 panel_kernel mf_panel_kernel(enum engine engine, int bits, int level, int interleaved) {
     panel_kernel found = {expand_reals, tile_reals_plain, turn_plain, PANEL, AT_ONCE};
 #ifdef MINIFLOAT_X86
@@ -320,6 +328,9 @@ panel_kernel mf_panel_kernel(enum engine engine, int bits, int level, int interl
     if (engine == WORDS || (engine == REALS && level < AVX512)) return found;
     found.expand = expander_of(engine, bits, interleaved);
     found.multiply = engine == BYTES ? tile_BYTES : engine == BRAINS ? tile_BRAINS : tile_REALS;
+#endif
+#ifdef MINIFLOAT_DOTPROD
+    if (engine == BYTES) found.expand = mf_expand_dotprod, found.multiply = tile_dotprod;
 #endif
     (void)engine, (void)bits, (void)level, (void)interleaved;
     return found;

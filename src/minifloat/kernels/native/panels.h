@@ -8,6 +8,7 @@
 #define LANES 16  /* rows of a strip: a register of sums for each token */
 #define PANEL 64  /* rows of a panel, at most */
 #define TOKENS 12 /* tokens of a tile, at most */
+#define AT_ONCE 6 /* tokens of a tile where rows are expanded: 24 registers of sums */
 #define ACROSS 16 /* tokens whose sums are turned together, for results that lie row by row */
 #define SPAN 256  /* columns that are expanded at once: 16 KB of bytes */
 

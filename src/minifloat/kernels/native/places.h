@@ -5,8 +5,6 @@
 
 #include "panels.h"
 
-#define AT_ONCE 6 /* tokens of a tile: 24 registers of sums */
-
 /* Sums over the units of some tokens with a panel of rows. */
 typedef struct {
     const uint32_t *panel;  /* [units][PANEL] */

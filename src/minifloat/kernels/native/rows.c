@@ -3,6 +3,7 @@
    lie within one group, so scales are applied to the 16 sums of a chunk, lane by lane. */
 
 #include "expand.h"
+#include "neon.h"
 #include "rows.h"
 
 /* The rows from one on as a problem of their own. */
@@ -227,6 +228,9 @@ row_kernel mf_row_kernel(enum engine engine, int bits, int level) {
     if (engine == BRAINS) return bits == 4 ? row_brains_4 : bits == 6 ? row_brains_6 : row_brains_8;
     if (level >= AVX512) return bits == 4 ? row_reals_4 : bits == 6 ? row_reals_6 : row_reals_8;
     if (level == AVX2) return row_avx2;
+#endif
+#ifdef MINIFLOAT_DOTPROD
+    if (engine == BYTES) return mf_rows_dotprod;
 #endif
     (void)engine, (void)bits, (void)level;
     return row_plain;

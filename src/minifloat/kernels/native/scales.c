@@ -3,9 +3,11 @@
 #include "tokens.h"
 
 /* fp16 to fp32: its fields are moved to fp32's places and the exponent's bias is made up for, which
-   is exact for subnormals as well. */
+   is exact for subnormals as well. The largest exponent is that of Inf and NaN in both. */
 static inline float half_value(uint16_t half) {
-    float magnitude = float_of((uint32_t)(half & 0x7fff) << 13) * 0x1p112f;
+    const uint32_t fields = (uint32_t)(half & 0x7fff) << 13;
+    const int finite = fields < 0x7c00u << 13;
+    const float magnitude = finite ? float_of(fields) * 0x1p112f : float_of(fields | 0x7f800000);
     return half & 0x8000 ? -magnitude : magnitude;
 }
 
