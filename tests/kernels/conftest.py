@@ -1,11 +1,16 @@
 """Which instruction set the CPU kernels run."""
 
+import platform
+
 import pytest
 
 from minifloat.kernels import native
 
+IS_ARM = platform.machine() in ("aarch64", "arm64")
+LEVELS = [name for name in native.LEVELS if name == "plain" or name.startswith("neon") == IS_ARM]
 
-@pytest.fixture(params=native.LEVELS)
+
+@pytest.fixture(params=LEVELS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every instruction set that this processor has."""
     lib, wanted = native.library(), native.LEVELS.index(request.param)

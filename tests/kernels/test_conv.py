@@ -62,18 +62,10 @@ def assert_close(y: Tensor, expected: Tensor) -> None:
     assert float(error) < 2e-6
 
 
-@pytest.mark.parametrize("isa", native.LEVELS)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_every_window_equals_the_reference(
-    isa: str,
-    window: tuple[int, int, Any, dict[str, Any], int, int],
-    monkeypatch: pytest.MonkeyPatch,
+    isa: str, window: tuple[int, int, Any, dict[str, Any], int, int]
 ) -> None:
-    lib, wanted = native.library(), native.LEVELS.index(isa)
-    assert lib is not None
-    if lib.mf_level(wanted) != wanted:
-        pytest.skip(f"this processor has no {isa}")
-    monkeypatch.setattr(native, "level", lambda: wanted)
     channels, out, kernel, more, height, width = window
     conv = nn.Conv2d(channels, out, kernel, **more)
     for images in (1, 3):

@@ -8,6 +8,9 @@
 #include "call.h"
 #include "direct.h"
 
+#ifdef MINIFLOAT_X86
+#include <cpuid.h>
+#endif
 #if defined(MINIFLOAT_DOTPROD) && !defined(__ARM_FEATURE_DOTPROD)
 #include <sys/auxv.h>
 #endif
@@ -15,9 +18,14 @@
 #define FEW 4  /* tokens up to which row by row is faster than panels */
 
 #ifdef MINIFLOAT_X86
+/* A feature that clang's `__builtin_cpu_supports` does not know. */
+static int has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 static enum level best_level(void) {
-    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                     __builtin_cpu_supports("f16c");
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const int avx512 = avx2 && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const int vnni = avx512 && __builtin_cpu_supports("avx512vnni");
