@@ -4,12 +4,12 @@
 check: lint types test
 
 format:
-	ruff format src tests zoo benchmarks examples
-	ruff check --fix src tests zoo benchmarks examples
+	ruff format src tests zoo benchmarks examples setup.py
+	ruff check --fix src tests zoo benchmarks examples setup.py
 
 lint:
-	ruff format --check src tests zoo benchmarks examples
-	ruff check src tests zoo benchmarks examples
+	ruff format --check src tests zoo benchmarks examples setup.py
+	ruff check src tests zoo benchmarks examples setup.py
 
 types:
 	mypy

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: without OpenMP, which Apple's clang lacks, kernels run in one thread."""
+"""What pyproject.toml cannot say: without OpenMP, which Apple's clang lacks, kernels have one thread."""
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
