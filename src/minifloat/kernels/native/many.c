@@ -6,6 +6,7 @@
 
 #include "call.h"
 #include "panels.h"
+#include "results.h"
 #include "windows.h"
 
 #define BLOCK 528 /* tokens that are prepared at once: a multiple of every tile's */
@@ -164,39 +165,6 @@ static void panel_scales(const plan *p, const panel *at) {
     }
 }
 
-/* Outputs that lie together in memory, in its kind. */
-static void store(const call *k, int64_t at, int64_t count, const float *y) {
-    if (k->a.kind == FLOAT32)
-        memcpy((float *)k->out + at, y, (size_t)count * sizeof(float));
-    else
-        for (int64_t i = 0; i < count; i++) ((uint16_t *)k->out)[at + i] = brain_of(y[i]);
-}
-
-static void finish_tokens(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
-                          const float *scales, const float *bias, const float *c) {
-    float y[PANEL];
-    for (int64_t t = 0; t < tokens; t++) {
-        for (int64_t r = 0; r < rows; r++) y[r] = c[t * PANEL + r] * scales[t] + bias[r];
-        store(p->k, (first + t) * p->k->w.rows + row, rows, y);
-    }
-}
-
-static void finish_pixels(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
-                          const float *scales, const float *bias, const float *c) {
-    const int64_t pixels = p->k->pixels;
-    float turned[PANEL * ACROSS], *y;
-    for (int64_t t = 0, count; t < tokens; t += count) { /* of one image */
-        const int64_t image = (first + t) / pixels, pixel = (first + t) % pixels;
-        count = least(least(tokens - t, pixels - pixel), ACROSS);
-        p->kernel.turn(c + t * PANEL, turned);
-        for (int64_t r = 0; r < rows; r++) {
-            y = turned + r * ACROSS;
-            for (int64_t i = 0; i < count; i++) y[i] = y[i] * scales[t + i] + bias[r];
-            store(p->k, (image * p->k->w.rows + row + r) * pixels + pixel, count, y);
-        }
-    }
-}
-
 /* Scales the sums c [tokens][PANEL] of some rows and writes them along the axis that is contiguous. */
 static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, int64_t rows,
                    const float *c) {
@@ -205,7 +173,8 @@ static void finish(const plan *p, int64_t first, int64_t tokens, int64_t row, in
     float scales[BLOCK], bias[PANEL] = {0};
     for (int64_t t = 0; t < tokens; t++) scales[t] = own ? p->x_scales[t] : 1;
     for (int64_t r = 0; k->bias && r < rows; r++) bias[r] = k->bias[row + r];
-    (k->pixels ? finish_pixels : finish_tokens)(p, first, tokens, row, rows, scales, bias, c);
+    const results y = {first, tokens, row, rows, scales, bias, c, p->kernel.turn};
+    mf_write(k, &y);
 }
 
 /* Tokens that a panel has room for: tiles are whole, and so is what is turned at once. */

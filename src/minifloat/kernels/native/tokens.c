@@ -34,15 +34,18 @@ static inline float to_float(float x, uint32_t lowest, uint32_t lift) {
     return copysignf((a + big) - big, x);
 }
 
-static inline __attribute__((always_inline)) void round_row(float *row, int64_t count, float scale,
-                                                            const formats *how) {
+/* `x` is `row` itself or lies apart from it. */
+static inline __attribute__((always_inline)) void round_row(const float *x, float *row, int64_t count,
+                                                            float scale, const formats *how) {
     const uint32_t lowest = (uint32_t)(how->input_exponent + 127) << 23;
     const uint32_t lift = (uint32_t)(23 - how->input_mantissa) << 23;
-    if (how->input == INTEGERS)
-        for (int64_t k = 0; k < count; k++) row[k] = to_integer(clamped(row[k] / scale, how));
-    else
-        for (int64_t k = 0; k < count; k++)
-            row[k] = to_float(clamped(row[k] / scale, how), lowest, lift);
+    if (how->input == INTEGERS) {
+#pragma omp simd
+        for (int64_t k = 0; k < count; k++) row[k] = to_integer(clamped(x[k] / scale, how));
+    } else {
+#pragma omp simd
+        for (int64_t k = 0; k < count; k++) row[k] = to_float(clamped(x[k] / scale, how), lowest, lift);
+    }
 }
 
 static inline float number(const activations *a, int64_t at) {
@@ -89,9 +92,11 @@ static inline __attribute__((always_inline)) void quantize(const activations *a,
                                                            enum engine engine, float *row,
                                                            float *scales) {
     const int64_t group = input_group(a);
+    const int is_read_once = a->kind == FLOAT32 && !a->window && a->how->input != AS_IT_COMES;
+    const float *x = is_read_once ? (const float *)a->x + token * a->columns : row;
     if (a->window)
         load_window(a, token, row);
-    else
+    else if (!is_read_once)
         load(a, token * a->columns, a->columns, row);
     if (a->how->input == AS_IT_COMES) {
         scales[0] = 1;
@@ -99,10 +104,10 @@ static inline __attribute__((always_inline)) void quantize(const activations *a,
     }
     for (int64_t start = 0, g = 0; start < a->columns; start += group, g++) {
         const int64_t count = least(group, a->columns - start);
-        const uint32_t peak = peak_bits(row + start, count);
+        const uint32_t peak = peak_bits(x + start, count);
         float scale = a->given ? a->given[token * a->given_stride + g]
                                : scale_of(peak, a->how->input_max);
-        round_row(row + start, count, scale, a->how);
+        round_row(x + start, row + start, count, scale, a->how);
         if (engine == REALS)
             for (int64_t k = start; k < start + count; k++) row[k] *= scale;
         scales[g] = scale;
@@ -117,7 +122,7 @@ static inline __attribute__((always_inline)) int put(const activations *a, enum 
                                                      int64_t from, int64_t count, float *row) {
     load(a, from, count, row);
     const int lost = engine != REALS && peak_bits(row, count) > 0x7f800000;
-    if (a->how->input != AS_IT_COMES) round_row(row, count, a->given[0], a->how);
+    if (a->how->input != AS_IT_COMES) round_row(row, row, count, a->given[0], a->how);
     if (a->how->input != AS_IT_COMES && engine == REALS)
         for (int64_t k = 0; k < count; k++) row[k] *= a->given[0];
     return lost && a->how->input != AS_IT_COMES;
