@@ -255,7 +255,7 @@ static void run(const plan *p) {
 /* Codes whose look-up costs more than their product are expanded once for all tiles. */
 static panel_kernel kernel_of(const call *k) {
     const int bits = k->w.how->bits, costly = bits != 4 && k->engine != BYTES && k->a.tokens > TOKENS;
-    if (k->w.interleaved && !costly) return mf_strip_kernel(k->engine, bits, k->a.tokens);
+    if (k->w.interleaved && !costly) return mf_strip_kernel(k->engine, bits, k->a.tokens, k->threads);
     return mf_panel_kernel(k->engine, bits, k->level, k->w.interleaved);
 }
 

@@ -79,6 +79,6 @@ void mf_turn_avx512(const float *c, float *y);
 panel_kernel mf_panel_kernel(enum engine engine, int bits, int level, int interleaved);
 
 /* Interleaved codes that are expanded in registers, once a tile (`strips.c`). */
-panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens);
+panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens, int threads);
 
 #endif

@@ -6,9 +6,14 @@
 #include "panels.h"
 
 #ifdef MINIFLOAT_X86
+#define AHEAD (1 << 14) /* bytes */
+/* A single strip's integers have two sums, of even and odd units: a product waits for the one before in its sum. */
+#define SHARES(KIND, B, U) ((KIND) == BYTES && (B) == 1 && (U) > 1 ? 2 : 1)
+
 /* B strips times T tokens. Rows of several strips are too short for the processor to foresee what comes: the
    next strips' codes are asked for into the second-level cache, which has room for more of them on the way
-   than the first. A single strip is followed by the next one in memory. */
+   than the first. A single strip is followed by the next one in memory, and 8-bit codes are used up as fast as
+   the processor foresees; to ask for them costs a third. */
 #define TILE(KIND, NAME, BITS, U, B, T, TARGET)                                                   \
     static TARGET void NAME##_##BITS##_##B##_##T(const tile_problem *p) {                         \
         const int64_t bytes = LANES * (BITS == 6 ? 3 : 4), step = p->step;                        \
@@ -18,26 +23,32 @@
             const uint8_t *codes = p->codes + at->unit / U * bytes;                               \
             const uint8_t *end = codes + at->units / U * bytes;                                   \
             const uint32_t *x = p->x + at->unit * step;                                           \
-            __m512i sum[T][B];                                                                    \
+            enum { S = SHARES(KIND, B, U) };                                                      \
+            __m512i sum[T][B * S];                                                                \
             UNROLL for (int n = 0; n < T; n++)                                                    \
-                UNROLL for (int b = 0; b < B; b++)                                                \
-                    sum[n][b] = KIND == BYTES ? _mm512_set1_epi32(p->starts[s * p->tile + n])     \
-                                              : _mm512_setzero_si512();                           \
+                UNROLL for (int b = 0; b < B * S; b++)                                            \
+                    sum[n][b] = KIND == BYTES && b < B                                            \
+                                    ? _mm512_set1_epi32(p->starts[s * p->tile + n])               \
+                                    : _mm512_setzero_si512();                                     \
             for (; codes < end; codes += bytes) {                                                 \
                 __m512i dwords[B], w[B];                                                          \
                 UNROLL for (int b = 0; b < B; b++) {                                              \
                     const uintptr_t next = (uintptr_t)codes + (uintptr_t)((b + B) * p->apart);    \
                     if (B > 1) _mm_prefetch((const char *)next, _MM_HINT_T1);                     \
+                    if (B == 1 && BITS == 4) _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T1); \
                     dwords[b] = load_codes(codes + b * p->apart, bytes, BITS);                    \
                 }                                                                                 \
                 UNROLL for (int i = 0; i < U; i++, x += step) {                                   \
                     UNROLL for (int b = 0; b < B; b++) w[b] = NAME##_##BITS(dwords[b], i, &t);    \
                     UNROLL for (int n = 0; n < T; n++) {                                          \
                         const __m512i one = _mm512_set1_epi32((int32_t)x[n]);                     \
-                        UNROLL for (int b = 0; b < B; b++) SUM_##KIND(sum[n][b], w[b], one);      \
+                        UNROLL for (int b = 0; b < B; b++)                                        \
+                            SUM_##KIND(sum[n][b + i % S * B], w[b], one);                         \
                     }                                                                             \
                 }                                                                                 \
             }                                                                                     \
+            UNROLL for (int n = 0; n < T; n++)                                                    \
+                if (S == 2) sum[n][0] = _mm512_add_epi32(sum[n][0], sum[n][S - 1]);               \
             ADD_SUMS(KIND, T, B)                                                                  \
             if (p->x_sums) mf_take_zeros(p, s, T, B);                                             \
         }                                                                                         \
@@ -102,15 +113,25 @@ TILES(REALS, reals, 6, 4, TARGET_AVX512)
 TILES(REALS, reals, 8, 4, TARGET_AVX512)
 TILES(BYTES, bytes, 4, 2, TARGET_VNNI)
 TILES(BYTES, bytes, 8, 1, TARGET_VNNI)
+TILE(BYTES, bytes, 4, 2, 1, 1, TARGET_VNNI)
 TILE(BYTES, bytes, 8, 1, 1, 1, TARGET_VNNI)
 TILE(BYTES, bytes, 8, 1, 1, 2, TARGET_VNNI)
-/* 8-bit codes with one token or two wait for memory alone: strip by strip they are read from end to end, as the
-   processor foresees best. */
-static void single_bytes_8(const tile_problem *p, int tokens) {
+/* So few products wait for memory alone: strip by strip the codes are read from end to end, as the processor
+   foresees best. (Several threads that share memory do better with 4-bit codes of four strips at once.) */
+static void one_by_one(const tile_problem *p, kernel one) {
     for (int64_t at = 0; at < p->rows / LANES; at++) {
         const tile_problem some = from_strip(p, at);
-        (tokens == 1 ? bytes_8_1_1 : bytes_8_1_2)(&some);
+        one(&some);
     }
+}
+
+static void single_bytes_4(const tile_problem *p, int tokens) {
+    (void)tokens;
+    one_by_one(p, bytes_4_1_1);
+}
+
+static void single_bytes_8(const tile_problem *p, int tokens) {
+    one_by_one(p, tokens == 1 ? bytes_8_1_1 : bytes_8_1_2);
 }
 
 TILES(BRAINS, brains, 4, 4, TARGET_BF16)
@@ -118,7 +139,7 @@ TILES(BRAINS, brains, 6, 2, TARGET_BF16)
 TILES(BRAINS, brains, 8, 2, TARGET_BF16)
 #endif
 
-panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens) {
+panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens, int threads) {
     panel_kernel found = {NULL, NULL, NULL, 0, 0};
 #ifdef MINIFLOAT_X86
     const int64_t tiles = ceil_div(tokens, TOKENS);
@@ -128,10 +149,11 @@ panel_kernel mf_strip_kernel(enum engine engine, int bits, int64_t tokens) {
     if (engine == REALS)
         found.multiply = bits == 4 ? strips_reals_4 : bits == 6 ? strips_reals_6 : strips_reals_8;
     if (engine == BYTES) found.multiply = bits == 4 ? strips_bytes_4 : strips_bytes_8;
+    if (engine == BYTES && bits == 4 && found.tokens == 1 && threads == 1) found.multiply = single_bytes_4;
     if (engine == BYTES && bits == 8 && found.tokens <= 2) found.multiply = single_bytes_8;
     if (engine == BRAINS)
         found.multiply = bits == 4 ? strips_brains_4 : bits == 6 ? strips_brains_6 : strips_brains_8;
 #endif
-    (void)engine, (void)bits, (void)tokens;
+    (void)engine, (void)bits, (void)tokens, (void)threads;
     return found;
 }
