@@ -28,7 +28,6 @@ from benchmarks.peers import Built, Peer, gather, versions
 from benchmarks.peers.page import Cell, page
 from minifloat.kernels import native
 from minifloat.memory import give_back
-from minifloat.qtensor import decode, encode
 from minifloat.spec import LayerSpec
 from minifloat.timing import Call, best, copies, packed_copies, rotating
 
@@ -40,8 +39,8 @@ TOLERANCE = 0.03
 
 
 def ours(spec: LayerSpec, w: Tensor, count: int) -> Built:
-    assert spec.weight is not None
-    return Built(list(packed_copies(w, spec, count)), decode(encode(w, spec.weight)))
+    layers = packed_copies(w, spec, count)
+    return Built(list(layers), layers[0].decoded())
 
 
 def our_rows() -> dict[str, Peer]:

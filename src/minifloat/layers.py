@@ -171,8 +171,9 @@ class QLayer(nn.Module):
         """Move codes and scales to where `join` copies them, unless they were moved before."""
         if self.settled or not self.weight.is_cpu:
             return
-        for name in self._units().keys() | {"weight_scale"}:
-            self._buffers[name] = join([self.get_buffer(name)])
+        for name in ("weight", "weight_scale", "weight_zero_point"):
+            if name in self._buffers:
+                self._buffers[name] = join([self.get_buffer(name)])
         self.settled = True
 
     def _units(self) -> dict[str, int]:

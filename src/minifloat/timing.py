@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,8 @@ def packed(w: Tensor, spec: LayerSpec) -> QLinear:
 
 def packed_copies(w: Tensor, spec: LayerSpec, count: int) -> list[QLinear]:
     """So many of it, laid out as a model's layers are before it runs."""
-    assert spec.weight is not None
-    q = encode(w, spec.weight)
-    layers = [QLinear.pack(q, spec, None, torch.float32) for _ in range(count)]
+    first = packed(w, spec)
+    layers = [first, *(deepcopy(first) for _ in range(count - 1))]
     make_ready(nn.ModuleList(layers))
     return layers
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifloat.errors import UserError
 from minifloat.kernels import native
 from minifloat.kernels.fusion import Fusion
 from minifloat.kernels.interleave import weight_in_rows
@@ -20,7 +19,7 @@ from minifloat.kernels.native import attention as native_attention
 from minifloat.kernels.native import products
 from minifloat.kernels.native import states as native_states
 from minifloat.kernels.native.layer import Formats
-from minifloat.kernels.states import States
+from minifloat.kernels.states import States, check_room
 from minifloat.qtensor import fake_quantize, input_scale
 from minifloat.scales import Scale
 from minifloat.spec import LayerSpec, QuantSpec
@@ -184,8 +183,7 @@ def _put_states(
 ) -> None:
     """Codes of x into the place of some tokens, from the first on: what a compiled step can do."""
     at, room = int(first), States(codes, Scale(scale, None, zero), _read_input(spec), x.shape[-1])
-    if at + x.shape[2] > room.tokens:
-        raise UserError(f"the cache has room for {room.tokens} tokens; make it of more")
+    check_room(at + x.shape[2], room.tokens)
     native_states.put(x, room, at)
 
 

@@ -158,6 +158,12 @@ class GrowingStates:
             self.held = self._room.some(0, tokens)
 
 
+def check_room(tokens: int, room: int) -> None:
+    """Refuse more tokens than there is room for."""
+    if tokens > room:
+        raise UserError(f"the cache has room for {room} tokens; make it of more")
+
+
 class FixedStates:
     """States of a fixed number of tokens, which never move: a compiled step can write to them.
 
@@ -181,8 +187,8 @@ class FixedStates:
             self.tokens = torch.zeros((), dtype=torch.int64, device=x.device)
         assert isinstance(self.tokens, Tensor)
         looks = x.device.type == "cpu" and not torch.compiler.is_compiling()  # else it would wait
-        if looks and int(self.tokens) + x.shape[2] > self.capacity:
-            raise UserError(f"the cache has room for {self.capacity} tokens; make it of more")
+        if looks:
+            check_room(int(self.tokens) + x.shape[2], self.capacity)
         put(x, self.held, self.tokens)
         self.tokens.add_(x.shape[2])
         return self.held
